@@ -1,0 +1,105 @@
+//! The port through which session state is read, and the view that keeps it in the process's own memory.
+//!
+//! A view is a cache with an order: every state in it carries the leaf index it reflects, so applying twice or out of order
+//! is harmless, and a tombstone outlives each ended session so that a late, older state cannot bring it back. A view is
+//! never the truth: whatever it lacks or lost is rebuilt from the log by whoever holds both.
+//!
+//! Start with [`SessionView`]; [`MemoryView`] is the reference implementation.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use session_model::{Session, SessionId, Timestamp, Tombstone, TreeSize};
+
+/// What a view knows of a session.
+#[derive(Debug, Clone)]
+pub enum Viewed {
+    /// It had not ended by the leaf index the state carries. Deadlines are the reader's to check.
+    Active(Arc<Session>),
+    /// It has ended.
+    Ended(Arc<Tombstone>),
+}
+
+/// What became of a state that was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Applied {
+    /// It was newer and is what the view now shows.
+    Yes,
+    /// The view already showed this state or a newer one; nothing changed.
+    Stale,
+}
+
+/// Why a view did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// It cannot be reached or did not answer in time: read the log instead.
+    #[error("the session view is unavailable")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It holds something under this session's key that is no state of it (undecodable, foreign, or sealed by an unknown key).
+    /// The caller quarantines it, rebuilds from the log and records the fact.
+    #[error("the view holds undecodable data for session {0}")]
+    Undecodable(SessionId),
+}
+
+/// How a view is doing, for readiness and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewStatus {
+    /// `memory`, `redis`, …
+    pub kind: &'static str,
+    /// Whether it answers.
+    pub available: bool,
+    /// Sessions held in this process, ended ones included.
+    pub held: usize,
+    /// Estimated bytes they take.
+    pub bytes: usize,
+    /// The budget, if there is one.
+    pub budget: Option<usize>,
+}
+
+/// Where session state is read from.
+///
+/// *Order.* A state replaces another of the same session exactly if its `head.index` is greater. *Idempotence.* Applying the
+/// same state again changes nothing. *Finality.* After an ended state was applied, no older state is shown again for at
+/// least [`RETAIN_ENDED_S`] seconds. *Absence* is `Ok(None)` and means "ask the log", never "there is no such session".
+/// *Concurrency.* Every method may be called from many tasks at once. *Retries* are the caller's: no method tries again.
+#[async_trait]
+pub trait SessionView: Send + Sync + 'static {
+    /// What this process itself holds of a session, without waiting; `None` where that is nothing, or may be out of date.
+    fn peek(&self, id: SessionId) -> Option<Viewed>;
+
+    /// What the view holds of a session.
+    async fn get(&self, id: SessionId) -> Result<Option<Viewed>, ViewError>;
+
+    /// Applies states, in one round trip. Answers one [`Applied`] for each, in order.
+    async fn apply(&self, states: &[Arc<Session>]) -> Result<Vec<Applied>, ViewError>;
+
+    /// Marks sessions as used: moves `last_seen_at` (and with it the idle deadline) forward, never back, and only of active
+    /// sessions the view holds. Does not change what `head` they reflect.
+    async fn mark_used(&self, uses: &[(SessionId, Timestamp)]) -> Result<(), ViewError>;
+
+    /// Up to `limit` active sessions whose deadline (the earlier of idle and absolute) lies before `before`, earliest first.
+    /// A view that several nodes share may answer the same ones to all: the log decides who ends them. Asking again soon
+    /// may answer the same ones again.
+    async fn due(&self, before: Timestamp, limit: usize) -> Result<Vec<SessionId>, ViewError>;
+
+    /// Whether there is room for one more session. Asked before a session is created, because once its creation is in the log
+    /// it has happened.
+    fn has_room(&self) -> bool;
+
+    /// Puts undecodable data aside, so that it is neither served nor lost, and the session can be applied afresh.
+    async fn quarantine(&self, id: SessionId) -> Result<(), ViewError>;
+
+    /// How much of the log the view is known to reflect: every entry below this size has been applied.
+    async fn reflects(&self) -> Result<TreeSize, ViewError>;
+
+    /// Raises [`SessionView::reflects`] to `size`; never lowers it.
+    async fn set_reflects(&self, size: TreeSize) -> Result<(), ViewError>;
+
+    /// How it is doing.
+    fn status(&self) -> ViewStatus;
+}
+
+/// Seconds for which a tombstone is kept at least: twelve times the hardest deadline of an append, so that no state read
+/// before the end can arrive after the tombstone has gone.
+pub const RETAIN_ENDED_S: u32 = 60;
