@@ -1,0 +1,30 @@
+//! The log: its ports, the group commit that feeds it, and a memory log that keeps the same contract.
+//!
+//! * [`LogReader`] is all an auditor's path is ever given: batches, entries and hashes.
+//! * [`LogIndex`] answers what the service must know before it can append: data keys, open sessions, kept answers, credentials.
+//! * [`LogWriter`] appends one batch: entries, tree and signed checkpoint in one transaction, or nothing.
+//! * [`GroupCommit`] is the one task of a process that appends: it takes whatever is queued the moment the last commit
+//!   returned, and never has more than one batch in flight.
+//!
+//! Start with [`LogWriter::append`].
+
+mod batch;
+mod bundle;
+mod group_commit;
+mod memory;
+mod port;
+
+#[cfg(feature = "test-util")]
+pub mod conformance;
+#[cfg(feature = "test-util")]
+pub mod fault;
+
+pub use batch::{Batch, BatchError, BatchNode, LogIdentity, Sequencer};
+pub use bundle::{BundleError, decode_leaves, decode_sealed, encode_leaves, encode_sealed};
+//pub use group_commit::{CommitSink, Committed, GroupCommit, GroupCommitConfig, NotDone, SubmitError, Submission};
+pub use memory::MemoryLog;
+pub use port::{
+    Answer, AppendError, Appended, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim,
+    LogHead, LogIndex, LogReader, LogStore, LogWriter, Proposed, ReadError, Refusal, Refused, SealedEntry, Seat,
+    SessionChange, SessionFilter, StoredBatch, StoredEntry,
+};

@@ -1,0 +1,70 @@
+//! Identifiers and secrets, from OpenSSL's random generator.
+
+use session_model::{EntryId, KeyId, SessionId, Timestamp, Token, TokenDigest};
+use uuid::Uuid;
+
+use crate::{SealError, sha256};
+
+/// Makes identifiers and secrets. Holds nothing: the name groups what draws from the random generator.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ids;
+
+impl Ids {
+    fn v7(now: Timestamp) -> Result<Uuid, SealError> {
+        let mut random = [0; 10];
+        openssl::rand::rand_bytes(&mut random)?;
+        let millis = u64::try_from(now.as_micros() / 1000).unwrap_or_default();
+        Ok(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+    }
+
+    /// A session id: UUIDv7 (RFC 9562 section 5.7) of the time it began.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`] if the random generator fails; so for every function here.
+    pub fn session(self, now: Timestamp) -> Result<SessionId, SealError> {
+        Self::v7(now).map(SessionId::new)
+    }
+
+    /// An entry id.
+    ///
+    /// # Errors
+    /// See [`Ids::session`].
+    pub fn entry(self, now: Timestamp) -> Result<EntryId, SealError> {
+        Self::v7(now).map(EntryId::new)
+    }
+
+    /// The id of a data key: wholly random, so that it tells not even when its subject was first seen.
+    ///
+    /// # Errors
+    /// See [`Ids::session`].
+    pub fn data_key(self) -> Result<KeyId, SealError> {
+        let mut random = [0; 16];
+        openssl::rand::rand_bytes(&mut random)?;
+        Ok(KeyId::new(uuid::Builder::from_random_bytes(random).into_uuid()))
+    }
+
+    /// A token for a session, and the digest that is all that is kept of it.
+    ///
+    /// # Errors
+    /// See [`Ids::session`].
+    pub fn token(self, session: SessionId) -> Result<(Token, TokenDigest), SealError> {
+        let token = Token::new(session, self.secret()?);
+        let digest = token_digest(&token);
+        Ok((token, digest))
+    }
+
+    /// Thirty-two secret bytes.
+    ///
+    /// # Errors
+    /// See [`Ids::session`].
+    pub fn secret(self) -> Result<[u8; 32], SealError> {
+        let mut secret = [0; 32];
+        openssl::rand::rand_bytes(&mut secret)?;
+        Ok(secret)
+    }
+}
+
+/// SHA-256 of a token's secret.
+pub fn token_digest(token: &Token) -> TokenDigest {
+    TokenDigest::new(sha256(token.secret()))
+}
