@@ -1,0 +1,181 @@
+//! A log whose steps fail to order, for the failure table of the append path.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use session_model::{Digest, KeyId, LeafIndex, SessionId, Timestamp, TreeSize, Version};
+
+use crate::{
+    Answer, AppendError, Appended, Batch, Credential, DataKeyRow, LogHead, LogIndex, LogReader, LogStore, LogWriter,
+    ReadError, SessionFilter, StoredBatch, StoredEntry,
+};
+
+/// How one step of an append fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The head cannot be read.
+    Head,
+    /// The append fails and nothing was done.
+    NotDone,
+    /// The append's answer is lost, and nothing was done.
+    LostNotDone,
+    /// The append's answer is lost, but it was done.
+    LostDone,
+    /// The append never answers, and nothing was done.
+    HangNotDone,
+    /// The append never answers, but it was done.
+    HangDone,
+    /// What became of the append cannot be found out at first.
+    Resolve,
+}
+
+impl Fault {
+    /// Every fault.
+    pub const ALL: [Self; 7] = [
+        Self::Head,
+        Self::NotDone,
+        Self::LostNotDone,
+        Self::LostDone,
+        Self::HangNotDone,
+        Self::HangDone,
+        Self::Resolve,
+    ];
+}
+
+/// A log that fails as ordered and otherwise is the one it wraps.
+pub struct FaultyLog {
+    inner: Arc<dyn LogStore>,
+    orders: Mutex<VecDeque<Fault>>,
+}
+
+impl FaultyLog {
+    /// Wraps a log.
+    pub fn new(inner: Arc<dyn LogStore>) -> Self {
+        Self { inner, orders: Mutex::default() }
+    }
+
+    /// Orders a fault: it strikes at the next step that can fail this way, once.
+    pub fn order(&self, fault: Fault) {
+        self.orders.lock().push_back(fault);
+    }
+
+    /// Whether everything ordered has struck.
+    pub fn is_spent(&self) -> bool {
+        self.orders.lock().is_empty()
+    }
+
+    fn strikes(&self, step: &[Fault]) -> Option<Fault> {
+        let mut orders = self.orders.lock();
+        orders.pop_front_if(|fault| step.contains(fault))
+    }
+}
+
+fn broken() -> Box<dyn std::error::Error + Send + Sync> {
+    "ordered fault".into()
+}
+
+#[async_trait]
+impl LogReader for FaultyLog {
+    async fn head(&self) -> Result<LogHead, ReadError> {
+        match self.strikes(&[Fault::Head]) {
+            Some(_) => Err(ReadError::Unavailable(broken())),
+            None => self.inner.head().await,
+        }
+    }
+
+    async fn batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError> {
+        self.inner.batches(from, entries).await
+    }
+
+    async fn entries(&self, indices: &[LeafIndex]) -> Result<Vec<Option<StoredEntry>>, ReadError> {
+        self.inner.entries(indices).await
+    }
+
+    async fn session_entries(
+        &self,
+        id: SessionId,
+        after: Version,
+        limit: usize,
+    ) -> Result<Vec<(Version, LeafIndex)>, ReadError> {
+        self.inner.session_entries(id, after, limit).await
+    }
+
+    async fn hashes(&self, level: u8, start: u64, count: u64) -> Result<Vec<Digest>, ReadError> {
+        self.inner.hashes(level, start, count).await
+    }
+}
+
+#[async_trait]
+impl LogIndex for FaultyLog {
+    async fn data_keys_by_lookup(&self, lookups: &[Digest]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
+        self.inner.data_keys_by_lookup(lookups).await
+    }
+
+    async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
+        self.inner.data_keys(ids).await
+    }
+
+    async fn sessions(
+        &self,
+        filter: &SessionFilter,
+        before: Option<SessionId>,
+        limit: usize,
+    ) -> Result<Vec<SessionId>, ReadError> {
+        self.inner.sessions(filter, before, limit).await
+    }
+
+    async fn uses(&self, ids: &[SessionId]) -> Result<Vec<Option<Timestamp>>, ReadError> {
+        self.inner.uses(ids).await
+    }
+
+    async fn answer(&self, key: &Digest) -> Result<Option<Answer>, ReadError> {
+        self.inner.answer(key).await
+    }
+
+    async fn credentials(&self) -> Result<Vec<Credential>, ReadError> {
+        self.inner.credentials().await
+    }
+}
+
+#[async_trait]
+impl LogWriter for FaultyLog {
+    async fn append(&self, batch: &Batch) -> Result<Appended, AppendError> {
+        let step = [Fault::NotDone, Fault::LostNotDone, Fault::LostDone, Fault::HangNotDone, Fault::HangDone];
+        match self.strikes(&step) {
+            Some(Fault::NotDone) => Err(AppendError::NotDone(broken())),
+            Some(Fault::LostNotDone) => Err(AppendError::Unknown(broken())),
+            Some(Fault::HangNotDone) => pending().await,
+            Some(Fault::LostDone) => {
+                let _lost = self.inner.append(batch).await;
+                Err(AppendError::Unknown(broken()))
+            }
+            Some(Fault::HangDone) => {
+                let _lost = self.inner.append(batch).await;
+                pending().await
+            }
+            Some(Fault::Head | Fault::Resolve) | None => self.inner.append(batch).await,
+        }
+    }
+
+    async fn resolve(&self, batch: &Batch) -> Result<bool, ReadError> {
+        match self.strikes(&[Fault::Resolve]) {
+            Some(_) => Err(ReadError::Unavailable(broken())),
+            None => self.inner.resolve(batch).await,
+        }
+    }
+
+    async fn mark_uses(&self, uses: &[(SessionId, Timestamp)]) -> Result<(), ReadError> {
+        self.inner.mark_uses(uses).await
+    }
+
+    async fn forget_expired(&self, now: Timestamp, limit: usize) -> Result<usize, ReadError> {
+        self.inner.forget_expired(now, limit).await
+    }
+
+    async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {
+        self.inner.prepare(size, now).await
+    }
+}

@@ -21,7 +21,7 @@ pub mod fault;
 
 pub use batch::{Batch, BatchError, BatchNode, LogIdentity, Sequencer};
 pub use bundle::{BundleError, decode_leaves, decode_sealed, encode_leaves, encode_sealed};
-//pub use group_commit::{CommitSink, Committed, GroupCommit, GroupCommitConfig, NotDone, SubmitError, Submission};
+pub use group_commit::{CommitSink, Committed, GroupCommit, GroupCommitConfig, NotDone, Place, Withdraw};
 pub use memory::MemoryLog;
 pub use port::{
     Answer, AppendError, Appended, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim,

@@ -134,9 +134,8 @@ impl State {
         }
         match &claims.credential {
             Some(CredentialChange::Added(added)) => {
-                if !self.credentials.iter().any(|known| known.digest == added.digest) {
-                    self.credentials.push(added.clone());
-                }
+                let known = self.credentials.iter().any(|known| known.digest == added.digest);
+                self.credentials.extend((!known).then(|| added.clone()));
             }
             Some(CredentialChange::Revoked(id, at)) => {
                 let known = self.credentials.iter_mut().filter(|known| known.id == *id && known.revoked_at.is_none());

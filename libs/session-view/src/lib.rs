@@ -6,6 +6,16 @@
 //!
 //! Start with [`SessionView`]; [`MemoryView`] is the reference implementation.
 
+#[cfg(feature = "test-util")]
+pub mod conformance;
+mod memory;
+mod size;
+#[cfg(feature = "test-util")]
+pub mod test_util;
+
+pub use memory::{BeyondBudget, Budget, MemoryView};
+pub use size::{session_bytes, tombstone_bytes};
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -61,7 +71,10 @@ pub struct ViewStatus {
 ///
 /// *Order.* A state replaces another of the same session exactly if its `head.index` is greater. *Idempotence.* Applying the
 /// same state again changes nothing. *Finality.* After an ended state was applied, no older state is shown again for at
-/// least [`RETAIN_ENDED_S`] seconds. *Absence* is `Ok(None)` and means "ask the log", never "there is no such session".
+/// least [`RETAIN_ENDED_S`] seconds; and an active state never replaces an ended one, whatever its index: no honest log
+/// has such an entry. *Uses.* The later `last_seen_at` survives a replacement, because the state of an entry may have been
+/// made without knowing a use that only the view was told of. *Absence* is `Ok(None)` and means "ask the log", never
+/// "there is no such session"; a view may drop an active session at any time, but never shows an older state for it then.
 /// *Concurrency.* Every method may be called from many tasks at once. *Retries* are the caller's: no method tries again.
 #[async_trait]
 pub trait SessionView: Send + Sync + 'static {
@@ -80,14 +93,16 @@ pub trait SessionView: Send + Sync + 'static {
 
     /// Up to `limit` active sessions whose deadline (the earlier of idle and absolute) lies before `before`, earliest first.
     /// A view that several nodes share may answer the same ones to all: the log decides who ends them. Asking again soon
-    /// may answer the same ones again.
+    /// may answer the same ones again. Among them may be sessions that the view has dropped, with the deadline it last knew:
+    /// whoever asked reads them from the log and applies what stands there, ended or not, or else is told of them again.
     async fn due(&self, before: Timestamp, limit: usize) -> Result<Vec<SessionId>, ViewError>;
 
     /// Whether there is room for one more session. Asked before a session is created, because once its creation is in the log
     /// it has happened.
     fn has_room(&self) -> bool;
 
-    /// Puts undecodable data aside, so that it is neither served nor lost, and the session can be applied afresh.
+    /// Puts undecodable data aside, so that it is neither served nor lost, and the session can be applied afresh. A state
+    /// that can be decoded stays: somebody else has mended the session already, and it may be a tombstone.
     async fn quarantine(&self, id: SessionId) -> Result<(), ViewError>;
 
     /// How much of the log the view is known to reflect: every entry below this size has been applied.

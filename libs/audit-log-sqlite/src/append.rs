@@ -1,0 +1,378 @@
+//! Writing: one transaction a batch, and few statements in it, however many entries it has.
+
+use async_trait::async_trait;
+use audit_log::{
+    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, LogWriter, ReadError, encode_leaves, encode_sealed,
+};
+use session_model::{KeyId, SessionId, Timestamp, TreeSize};
+use sqlx::{Row, SqliteConnection};
+
+use crate::SqliteLog;
+use crate::open::{signed, unavailable};
+use crate::read::head;
+use crate::rows::Rows;
+use crate::weigh::{Changes, Known, refusals};
+
+/// Why a batch was not committed, as far as this module is concerned.
+enum Failed {
+    /// The transaction did not get to COMMIT, or SQLite says that the COMMIT was not done.
+    Before(Box<dyn std::error::Error + Send + Sync>),
+    /// COMMIT failed.
+    Committing(sqlx::Error),
+}
+
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self::Before(Box::new(error))
+    }
+}
+
+#[async_trait]
+impl LogWriter for SqliteLog {
+    async fn append(&self, batch: &Batch) -> Result<Appended, AppendError> {
+        if batch.entries.is_empty() {
+            return Ok(Appended::Committed);
+        }
+        let mut writer = self.writer().await.map_err(|error| AppendError::NotDone(error.into()))?;
+        match transact(writer.connection(), batch).await {
+            Ok(appended) => {
+                writer.release();
+                Ok(appended)
+            }
+            Err(Failed::Before(error)) => {
+                // If even that fails the connection is dropped, which rolls back as well.
+                if rollback(writer.connection()).await {
+                    writer.release();
+                }
+                Err(AppendError::NotDone(error))
+            }
+            Err(Failed::Committing(error)) => {
+                let surely_not_done = refused_at_commit(&error);
+                if rollback(writer.connection()).await {
+                    writer.release();
+                }
+                if surely_not_done { Err(AppendError::NotDone(error.into())) } else { Err(AppendError::Unknown(error.into())) }
+            }
+        }
+    }
+
+    async fn resolve(&self, batch: &Batch) -> Result<bool, ReadError> {
+        let mut writer = self.writer().await.map_err(unavailable)?;
+        let found = resolve(writer.connection(), batch).await;
+        if found.is_ok() || rollback(writer.connection()).await {
+            writer.release();
+        }
+        found
+    }
+
+    async fn mark_uses(&self, uses: &[(SessionId, Timestamp)]) -> Result<(), ReadError> {
+        let mut rows = Rows::new();
+        for (id, at) in uses {
+            rows.row().blob(id.uuid()).int(at.as_micros());
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mark = rows.query(
+            "INSERT INTO session_use (session_id, last_seen_us, closed)
+             SELECT substr(?2, value ->> 0, value ->> 1), value ->> 2,
+                 coalesce((SELECT open = 0 FROM session_index WHERE session_id = substr(?2, value ->> 0, value ->> 1)), 0)
+             FROM json_each(?1) WHERE true
+             ON CONFLICT (session_id) DO UPDATE SET last_seen_us = excluded.last_seen_us
+             WHERE excluded.last_seen_us > last_seen_us",
+        );
+        let mut writer = self.writer().await.map_err(unavailable)?;
+        let marked = mark.execute(writer.connection()).await;
+        writer.release();
+        marked.map(drop).map_err(unavailable)
+    }
+
+    async fn forget_expired(&self, now: Timestamp, limit: usize) -> Result<usize, ReadError> {
+        let limit = signed(limit as u64);
+        let mut writer = self.writer().await.map_err(unavailable)?;
+        let answers = sqlx::query(
+            "DELETE FROM kept_answer WHERE rowid IN (SELECT rowid FROM kept_answer WHERE expires_us < ?1 LIMIT ?2)",
+        )
+        .bind(now.as_micros())
+        .bind(limit)
+        .execute(writer.connection())
+        .await;
+        let marks = sqlx::query(
+            "DELETE FROM session_use
+             WHERE session_id IN (SELECT session_id FROM session_use WHERE closed = 1 LIMIT ?1)",
+        )
+        .bind(limit)
+        .execute(writer.connection())
+        .await;
+        writer.release();
+        marks.map_err(unavailable)?;
+        let forgotten = answers.map_err(unavailable)?.rows_affected();
+        Ok(usize::try_from(forgotten).unwrap_or(usize::MAX))
+    }
+
+    async fn prepare(&self, _size: TreeSize, _now: Timestamp) -> Result<(), ReadError> {
+        Ok(())
+    }
+}
+
+async fn transact(connection: &mut SqliteConnection, batch: &Batch) -> Result<Appended, Failed> {
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    let now = head(&mut *connection).await?;
+    if now.size() != batch.expected {
+        sqlx::query("ROLLBACK").execute(&mut *connection).await?;
+        return Ok(Appended::Moved(now));
+    }
+    let known = known(connection, batch).await?;
+    let refused = refusals(&known, batch);
+    if !refused.is_empty() {
+        sqlx::query("ROLLBACK").execute(&mut *connection).await?;
+        return Ok(Appended::Refused(refused));
+    }
+    settle(connection, &Changes::of(&known, batch)).await?;
+    store(connection, batch).await?;
+    sqlx::query("COMMIT").execute(&mut *connection).await.map_err(Failed::Committing)?;
+    Ok(Appended::Committed)
+}
+
+/// Whether the connection is surely outside a transaction now. SQLite has often rolled back by itself after an error, and
+/// then refuses to do it again: harmless.
+async fn rollback(connection: &mut SqliteConnection) -> bool {
+    match sqlx::query("ROLLBACK").execute(connection).await {
+        Ok(_) => true,
+        Err(error) => error.as_database_error().is_some_and(|error| error.message().contains("no transaction is active")),
+    }
+}
+
+/// Whether a COMMIT that failed so wrote no commit record. SQLITE_FULL: the frame that carries it did not fit. SQLITE_BUSY:
+/// it was not begun. After any other failure the record may stand in the write-ahead log although this process has
+/// forgotten it, and recovery after a crash could find it.
+fn refused_at_commit(error: &sqlx::Error) -> bool {
+    const SQLITE_BUSY: u32 = 5;
+    const SQLITE_FULL: u32 = 13;
+    let code = error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<u32>().ok());
+    // The low byte is the primary result code.
+    code.is_some_and(|code| matches!(code & 0xff, SQLITE_BUSY | SQLITE_FULL))
+}
+
+/// The write lock is granted only when no other attempt runs any more. A batch that is not there then might still come back:
+/// a commit record that was written but not synced. So something else is committed in its place, which overwrites it.
+async fn resolve(connection: &mut SqliteConnection, batch: &Batch) -> Result<bool, ReadError> {
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.map_err(unavailable)?;
+    let stored: Option<Vec<u8>> = sqlx::query_scalar("SELECT leaves FROM batch WHERE first = ?1")
+        .bind(signed(batch.expected.0))
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(unavailable)?;
+    sqlx::query("UPDATE log_head SET size = size").execute(&mut *connection).await.map_err(unavailable)?;
+    sqlx::query("COMMIT").execute(&mut *connection).await.map_err(unavailable)?;
+    Ok(stored.is_some_and(|stored| stored == leaves(batch)))
+}
+
+fn leaves(batch: &Batch) -> Vec<u8> {
+    encode_leaves(batch.entries.iter().map(|entry| entry.bytes.as_slice()))
+}
+
+/// What the database knows of all that a batch claims.
+async fn known(connection: &mut SqliteConnection, batch: &Batch) -> Result<Known, sqlx::Error> {
+    let mut known = Known::default();
+    let (mut sessions, mut keys, mut lookups, mut answers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for claims in batch.entries.iter().map(|entry| &entry.claims) {
+        sessions.extend(claims.session.map(|(id, _)| id));
+        match &claims.data_key {
+            Some(DataKeyClaim::Existing(id)) => keys.push(*id),
+            Some(DataKeyClaim::New(row)) => {
+                keys.push(row.id);
+                lookups.extend(row.lookup);
+            }
+            None => {}
+        }
+        keys.extend(claims.free_seat);
+        keys.extend(claims.take_seat.map(|seat| seat.key));
+        answers.extend(claims.idempotency.as_ref().map(|claim| claim.key));
+    }
+    keys.sort_unstable();
+    keys.dedup();
+
+    let rows = Rows::of(sessions.iter().map(|id| id.uuid()));
+    let sql = "SELECT j.key, (SELECT max(version) FROM session_entry
+                   WHERE session_id = substr(?2, j.value ->> 0, j.value ->> 1))
+               FROM json_each(?1) AS j";
+    for (at, newest) in numbered::<Option<i64>>(connection, rows, sql).await? {
+        if let (Some(id), Some(newest)) = (sessions.get(at), newest) {
+            known.versions.insert(*id, u64::try_from(newest).unwrap_or(0));
+        }
+    }
+    let rows = Rows::of(keys.iter().map(|id| id.uuid()));
+    let sql = "SELECT j.key, k.open_sessions
+               FROM json_each(?1) AS j CROSS JOIN data_key AS k ON k.id = substr(?2, j.value ->> 0, j.value ->> 1)";
+    for (at, seats) in numbered::<i64>(connection, rows, sql).await? {
+        known.seats.extend(keys.get(at).map(|id: &KeyId| (*id, u32::try_from(seats).unwrap_or(u32::MAX))));
+    }
+    let rows = Rows::of(lookups.iter().map(|lookup| lookup.0));
+    let sql = "SELECT j.key, 1
+               FROM json_each(?1) AS j CROSS JOIN data_key AS k ON k.lookup = substr(?2, j.value ->> 0, j.value ->> 1)";
+    for (at, _) in numbered::<i64>(connection, rows, sql).await? {
+        known.lookups.extend(lookups.get(at));
+    }
+    let rows = Rows::of(answers.iter().map(|key| key.0));
+    let sql = "SELECT j.key, 1
+               FROM json_each(?1) AS j CROSS JOIN kept_answer AS a ON a.key = substr(?2, j.value ->> 0, j.value ->> 1)";
+    for (at, _) in numbered::<i64>(connection, rows, sql).await? {
+        known.answers.extend(answers.get(at));
+    }
+    Ok(known)
+}
+
+/// Asks one value for each row that has one: (position of the row, value).
+async fn numbered<T>(
+    connection: &mut SqliteConnection,
+    rows: Rows,
+    sql: &'static str,
+) -> Result<Vec<(usize, T)>, sqlx::Error>
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+{
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = rows.query(sql).fetch_all(connection).await?;
+    let pair = |row: sqlx::sqlite::SqliteRow| {
+        let at: i64 = row.try_get(0)?;
+        Ok((usize::try_from(at).unwrap_or(usize::MAX), row.try_get(1)?))
+    };
+    found.into_iter().map(pair).collect()
+}
+
+/// Tree nodes, leaves, sealed parts, hashes and head. The head last: triggers compare the rows before it with the old one.
+async fn store(connection: &mut SqliteConnection, batch: &Batch) -> Result<(), sqlx::Error> {
+    let hashes: Vec<u8> = batch.entries.iter().flat_map(|entry| entry.hash.0).collect();
+    let sealed = encode_sealed(batch.entries.iter().map(|entry| entry.sealed.as_ref()));
+    let mut nodes = Rows::new();
+    for node in &batch.nodes {
+        nodes.row().int(node.level.into()).int(signed(node.index)).blob(node.hash.0);
+    }
+    if !nodes.is_empty() {
+        let sql = "INSERT INTO tree_node (level, idx, hash)
+                   SELECT value ->> 0, value ->> 1, substr(?2, value ->> 2, value ->> 3) FROM json_each(?1)";
+        nodes.query(sql).execute(&mut *connection).await?;
+    }
+    // One round trip to the connection's thread.
+    let stored = sqlx::query(
+        "INSERT INTO batch (first, count, leaves, checkpoint) VALUES (?1, ?2, ?3, ?4);
+         INSERT INTO sealed_batch (first, parts) VALUES (?1, ?5);
+         INSERT INTO leaf_hashes (first, hashes) VALUES (?1, ?6);
+         UPDATE log_head SET size = ?1 + ?2, time_us = ?7, frontier = ?8, checkpoint = ?4 WHERE size = ?1",
+    )
+    .bind(signed(batch.expected.0))
+    .bind(signed(batch.entries.len() as u64))
+    .bind(leaves(batch))
+    .bind(batch.checkpoint.clone())
+    .bind(sealed)
+    .bind(hashes)
+    .bind(batch.head.time.as_micros())
+    .bind(batch.head.frontier.to_bytes())
+    .execute(&mut *connection)
+    .await;
+    stored.map(drop)
+}
+
+/// What the claims come to.
+async fn settle(connection: &mut SqliteConnection, changes: &Changes<'_>) -> Result<(), sqlx::Error> {
+    let mut versions = Rows::new();
+    for (id, version, index) in &changes.versions {
+        versions.row().blob(id.uuid()).int(signed(version.0)).int(signed(index.0));
+    }
+    let mut keys = Rows::new();
+    for (id, key) in &changes.new_keys {
+        let row = keys.row().blob(id.uuid()).maybe(key.row.lookup.map(|lookup| lookup.0));
+        let row = row.blob(&key.row.wrapped).int(key.seats.into());
+        row.maybe(key.row.owner.map(|owner| owner.uuid()));
+    }
+    let mut seats = Rows::new();
+    for (id, held) in &changes.seats {
+        seats.row().blob(id.uuid()).int((*held).into());
+    }
+    let mut owners = Rows::new();
+    for (id, owner) in &changes.owners {
+        owners.row().blob(id.uuid()).blob(owner.uuid());
+    }
+    let mut opened = Rows::new();
+    for (id, session) in &changes.opened {
+        let row = opened.row().blob(id.uuid()).blob(session.realm.as_str());
+        row.blob(session.key.uuid()).blob(session.kind.name());
+    }
+    let mut bound = Rows::new();
+    for (id, key) in &changes.bound {
+        bound.row().blob(id.uuid()).blob(key.uuid());
+    }
+    let closed = Rows::of(changes.closed.iter().map(|id| id.uuid()));
+    let mut answers = Rows::new();
+    for (claim, index) in &changes.answers {
+        let row = answers.row().blob(claim.key.0).blob(claim.request.0).blob(&claim.answer);
+        row.int(signed(index.0)).int(claim.expires.as_micros());
+    }
+    for (rows, sql) in [
+        (versions, INSERT_VERSIONS),
+        (owners, UPDATE_OWNERS),
+        (keys, INSERT_KEYS),
+        (seats, UPDATE_SEATS),
+        (opened, INSERT_SESSIONS),
+        (bound, UPDATE_BOUND),
+        (closed, CLOSE_SESSIONS),
+        (answers, INSERT_ANSWERS),
+    ] {
+        if !rows.is_empty() {
+            rows.query(sql).execute(&mut *connection).await?;
+        }
+    }
+    for change in &changes.credentials {
+        credential(connection, change).await?;
+    }
+    Ok(())
+}
+
+const INSERT_VERSIONS: &str = "INSERT INTO session_entry (session_id, version, leaf_index)
+    SELECT substr(?2, value ->> 0, value ->> 1), value ->> 2, value ->> 3 FROM json_each(?1)";
+/// Before the keys of the batch are there: a new key brings its owner along.
+const UPDATE_OWNERS: &str = "UPDATE data_key SET owner = substr(?2, value ->> 2, value ->> 3)
+    FROM json_each(?1) WHERE id = substr(?2, value ->> 0, value ->> 1)";
+const INSERT_KEYS: &str = "INSERT INTO data_key (id, lookup, wrapped, open_sessions, owner)
+    SELECT substr(?2, value ->> 0, value ->> 1), substr(?2, value ->> 2, value ->> 3), substr(?2, value ->> 4, value ->> 5),
+        value ->> 6, substr(?2, value ->> 7, value ->> 8) FROM json_each(?1)";
+const UPDATE_SEATS: &str = "UPDATE data_key SET open_sessions = value ->> 2
+    FROM json_each(?1) WHERE id = substr(?2, value ->> 0, value ->> 1)";
+const INSERT_SESSIONS: &str = "INSERT OR REPLACE INTO session_index (session_id, realm, data_key, kind, open)
+    SELECT substr(?2, value ->> 0, value ->> 1), CAST(substr(?2, value ->> 2, value ->> 3) AS TEXT),
+        substr(?2, value ->> 4, value ->> 5), CAST(substr(?2, value ->> 6, value ->> 7) AS TEXT), 1 FROM json_each(?1)";
+const UPDATE_BOUND: &str = "UPDATE session_index SET data_key = substr(?2, value ->> 2, value ->> 3)
+    FROM json_each(?1) WHERE session_id = substr(?2, value ->> 0, value ->> 1)";
+/// With the marks of their last use, which are to be forgotten.
+const CLOSE_SESSIONS: &str = "UPDATE session_index SET open = 0
+    FROM json_each(?1) WHERE session_id = substr(?2, value ->> 0, value ->> 1);
+    UPDATE session_use SET closed = 1
+    FROM json_each(?1) WHERE session_id = substr(?2, value ->> 0, value ->> 1)";
+const INSERT_ANSWERS: &str = "INSERT INTO kept_answer (key, request, answer, leaf_index, expires_us)
+    SELECT substr(?2, value ->> 0, value ->> 1), substr(?2, value ->> 2, value ->> 3), substr(?2, value ->> 4, value ->> 5),
+        value ->> 6, value ->> 7 FROM json_each(?1)";
+
+async fn credential(connection: &mut SqliteConnection, change: &CredentialChange) -> Result<(), sqlx::Error> {
+    let query = match change {
+        CredentialChange::Added(added) => sqlx::query(
+            "INSERT INTO credential (id, digest, realm, roles, label, created_us, revoked_us)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (digest) DO NOTHING",
+        )
+        .bind(added.id.clone())
+        .bind(added.digest.0.to_vec())
+        .bind(added.realm.as_str().to_owned())
+        .bind(serde_json::to_string(&added.roles).map_err(|error| sqlx::Error::Encode(Box::new(error)))?)
+        .bind(added.label.clone())
+        .bind(added.created_at.as_micros())
+        .bind(added.revoked_at.map(Timestamp::as_micros)),
+        CredentialChange::Revoked(id, at) => {
+            sqlx::query("UPDATE credential SET revoked_us = ?2 WHERE id = ?1 AND revoked_us IS NULL")
+                .bind(id.clone())
+                .bind(at.as_micros())
+        }
+    };
+    query.execute(connection).await.map(drop)
+}

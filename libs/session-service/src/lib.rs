@@ -1,0 +1,29 @@
+//! The one place that knows the order of things: decide, append to the log, apply to the view, answer.
+//!
+//! ```text
+//! command -> decide (pure) -> append to the log (group commit) -> apply to the view -> answer with receipt
+//! ```
+//!
+//! Once appended, it has happened: if applying to the view then fails, the answer is still success and the [`Follower`] mends
+//! the view by replay. Nothing here knows HTTP, SOAP or any concrete store.
+//!
+//! Start with [`SessionService`].
+
+mod clock;
+mod data_keys;
+mod error;
+mod follower;
+mod pipeline;
+mod reaper;
+mod replay;
+mod service;
+mod turnstile;
+
+pub use clock::{Clock, LogClock};
+pub use error::{ServiceError, Unavailable};
+pub use follower::{Follower, FollowerStatus, RebuildState};
+pub use reaper::Reaper;
+pub use service::{
+    Caller, Changed, Idempotency, ListQuery, NewSession, Page, Parts, Record, ServiceConfig, SessionService,
+    Validation, ValidationReason,
+};

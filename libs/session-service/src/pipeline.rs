@@ -1,0 +1,138 @@
+//! What happens to an entry after it is durable: applied to the view, then answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use audit_log::{CommitSink, Committed, LogHead, NotDone, Place};
+use session_model::{Event, Head, KeyId, LeafIndex, Recorded, Session, Timestamp, TreeSize, apply};
+use session_view::SessionView;
+use tokio::sync::{Notify, oneshot};
+use tracing::warn;
+
+/// Goes with an entry from submission to answer.
+pub(crate) struct Ticket {
+    /// The change of a session that the entry is, if it is one.
+    pub(crate) change: Option<Change>,
+    /// Who waits.
+    pub(crate) reply: oneshot::Sender<Result<Done, NotDone>>,
+}
+
+/// A change of a session that is being recorded.
+pub(crate) struct Change {
+    /// The state it was decided on; `None` for a creation.
+    pub(crate) base: Option<Arc<Session>>,
+    pub(crate) event: Event,
+    pub(crate) data_key: KeyId,
+}
+
+/// What a durable entry comes to.
+#[derive(Debug, Clone)]
+pub(crate) struct Done {
+    pub(crate) place: Place,
+    /// The session after it.
+    pub(crate) session: Option<Arc<Session>>,
+}
+
+/// Which part of the log the view is known to reflect.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    reflected: AtomicU64,
+    size: AtomicU64,
+    /// Rung when the log is known to be longer than the view reflects.
+    pub(crate) behind: Notify,
+}
+
+impl Progress {
+    /// Every entry below this size has been applied to the view.
+    pub(crate) fn reflected(&self) -> TreeSize {
+        TreeSize(self.reflected.load(Ordering::Acquire))
+    }
+
+    /// The log is at least this long.
+    pub(crate) fn size(&self) -> TreeSize {
+        TreeSize(self.size.load(Ordering::Acquire))
+    }
+
+    /// Entries `first..end` have been applied. Counts only where it joins what was applied before.
+    pub(crate) fn applied(&self, first: LeafIndex, end: TreeSize) {
+        let joins = |reflected: u64| (first.0 <= reflected && reflected < end.0).then_some(end.0);
+        if self.reflected.fetch_update(Ordering::AcqRel, Ordering::Acquire, joins).is_err() && self.reflected().0 < first.0 {
+            self.behind.notify_one();
+        }
+    }
+
+    /// The view has lost something: from here on it has to be applied again.
+    pub(crate) fn lost(&self, from: TreeSize) {
+        self.reflected.fetch_min(from.0, Ordering::AcqRel);
+        self.behind.notify_one();
+    }
+
+    pub(crate) fn saw(&self, size: TreeSize) {
+        self.size.fetch_max(size.0, Ordering::AcqRel);
+    }
+}
+
+/// Takes what was committed to the view, then to whoever waits.
+pub(crate) struct Pipeline {
+    view: Arc<dyn SessionView>,
+    pub(crate) progress: Arc<Progress>,
+    observe: Box<dyn Fn(Timestamp) + Send + Sync>,
+}
+
+impl Pipeline {
+    pub(crate) fn new(
+        view: Arc<dyn SessionView>,
+        progress: Arc<Progress>,
+        observe: impl Fn(Timestamp) + Send + Sync + 'static,
+    ) -> Self {
+        Self { view, progress, observe: Box::new(observe) }
+    }
+}
+
+impl CommitSink for Pipeline {
+    type Ticket = Ticket;
+
+    async fn committed(&self, entries: Vec<Committed<Ticket>>) {
+        let Some(first) = entries.first().map(|entry| entry.place) else { return };
+        let mut states = Vec::with_capacity(entries.len());
+        let mut answers = Vec::with_capacity(entries.len());
+        for Committed { ticket, leaf, place } in entries {
+            let session = ticket.change.and_then(|change| after(change, &leaf, place));
+            states.extend(session.clone());
+            answers.push((ticket.reply, Done { place, session }));
+        }
+        match self.view.apply(&states).await {
+            Ok(_applied) => self.progress.applied(first.index, first.tree_size),
+            Err(failure) => {
+                // It has happened all the same: the follower brings the view up to date when it can.
+                warn!(failure = &failure as &dyn std::error::Error, "the view could not be told of a commit");
+                self.progress.behind.notify_one();
+            }
+        }
+        for (reply, done) in answers {
+            // Whoever asked may have gone; the entry has not.
+            let _gone = reply.send(Ok(done));
+        }
+    }
+
+    fn not_done(&self, ticket: Ticket, why: NotDone) {
+        let _gone = ticket.reply.send(Err(why));
+    }
+
+    fn head(&self, head: &LogHead) {
+        (self.observe)(head.time);
+        self.progress.saw(head.size());
+    }
+}
+
+fn after(change: Change, leaf: &session_model::Leaf, place: Place) -> Option<Arc<Session>> {
+    let recorded = Recorded {
+        session: leaf.session_id?,
+        realm: leaf.realm.clone(),
+        version: leaf.version?,
+        time: leaf.time,
+        head: Head { index: place.index, hash: place.hash, tree_size: place.tree_size },
+        data_key: change.data_key,
+    };
+    apply(change.base.map(Arc::unwrap_or_clone), &change.event, &recorded).map(Arc::new)
+}

@@ -1,0 +1,1404 @@
+//! The service: every operation on sessions, in the order that makes them evidence.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use audit_log::{
+    Claims, Credential, CredentialChange, DataKeyClaim, GroupCommit, GroupCommitConfig, IdempotencyClaim, LogIdentity,
+    LogStore, NotDone, Place, Proposed, ReadError, Refusal, SealedEntry, Seat, Sequencer, SessionChange,
+    SessionFilter,
+};
+use futures::stream::{self, StreamExt};
+use hashbrown::HashSet;
+use merkle_log::{Plan, Receipt, leaf_hash};
+use parking_lot::Mutex;
+use sealing::{Ids, Keyring, token_digest};
+use session_model::{
+    Action, Actor, Attributes, BeyondCap, Client, Command, Created, Detail, Digest, EndReason, Ended, Event, Format,
+    Head, KeyId, Kind, Leaf, LeafIndex, MergePatch, Outcome, Policy, PreviousLeaf, Protocol, RealmName, Rejection,
+    Role, SealedPart, Seconds, Session, SessionId, State, Timestamp, Token, TokenDigest, Version, decide, expiry,
+};
+use session_view::{SessionView, ViewError, Viewed};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{error, warn};
+
+use crate::clock::LogClock;
+use crate::data_keys::{DataKeys, Found, KeyError};
+use crate::error::{ServiceError, Unavailable};
+use crate::pipeline::{Change, Done, Pipeline, Progress, Ticket};
+use crate::replay::{Replay, ReplayError};
+use crate::turnstile::Turnstile;
+
+/// What a service is made of.
+pub struct Parts {
+    /// The log.
+    pub log: Arc<dyn LogStore>,
+    /// The view.
+    pub view: Arc<dyn SessionView>,
+    /// The key-encryption key and its like.
+    pub keyring: Keyring,
+    /// Which log this is, and who signs for it.
+    pub identity: LogIdentity,
+    /// The time.
+    pub clock: Arc<LogClock>,
+}
+
+/// How a service behaves.
+#[derive(Debug, Clone)]
+pub struct ServiceConfig {
+    /// Name of this node, as it stands in leaves.
+    pub node: String,
+    /// The realms and what each demands.
+    pub realms: HashMap<RealmName, Policy>,
+    /// How long a change may take before it is answered with 503. Default 5 s.
+    pub deadline: Duration,
+    /// How old knowledge of the log may be before the view of this process alone is not trusted any more; `None` where the
+    /// view is shared, or nobody else writes the log.
+    pub max_staleness: Option<Duration>,
+    /// The group commit.
+    pub group_commit: GroupCommitConfig,
+}
+
+/// Who asks, on whose behalf, and what they have seen.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Realm of the credential: nothing outside it exists for the caller.
+    pub realm: RealmName,
+    /// Who.
+    pub actor: Actor,
+    /// Through which mouth.
+    pub protocol: Protocol,
+    /// From which address.
+    pub origin: Option<IpAddr>,
+    /// Id of the request.
+    pub request_id: Option<String>,
+    /// W3C trace id.
+    pub trace_id: Option<String>,
+    /// The leaf index that must be visible to the answer.
+    pub min_index: Option<LeafIndex>,
+}
+
+/// What a session begins with, as asked for.
+#[derive(Debug, Clone)]
+pub struct NewSession {
+    /// Who it belongs to, if known.
+    pub subject: Option<Box<str>>,
+    /// What kind of client it serves.
+    pub kind: Kind,
+    /// What the application keeps in it: checked against the realm's limits.
+    pub attributes: Attributes,
+    /// How the subject authenticated: methods and level.
+    pub authentication: Option<(Vec<String>, Option<String>)>,
+    /// Its client.
+    pub client: Option<Client>,
+    /// A shorter idle timeout than the policy's.
+    pub idle_timeout: Option<Seconds>,
+    /// A shorter absolute timeout than the policy's.
+    pub absolute_timeout: Option<Seconds>,
+}
+
+/// An idempotency key, and the request it stands for.
+#[derive(Debug, Clone, Copy)]
+pub struct Idempotency {
+    /// SHA-256 over credential and key.
+    pub key: Digest,
+    /// SHA-256 over method, path and body.
+    pub request: Digest,
+}
+
+/// How long a kept answer is replayed: 24 hours (API.md, Conventions).
+const KEEP_ANSWERS: Seconds = Seconds::hours(24);
+
+/// A change that is recorded.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Changed {
+    /// The session after it.
+    pub session: Arc<Session>,
+    /// The new token, where there is one: the only time it is seen.
+    pub token: Option<Token>,
+    /// Where its entry stands.
+    pub place: Place,
+    /// Whether this is the answer of an earlier request with the same idempotency key, or of the earlier end of the session.
+    pub replayed: bool,
+}
+
+/// What a token is worth.
+#[derive(Debug, Clone)]
+pub enum Validation {
+    /// It opens this session.
+    Active(Arc<Session>),
+    /// It opens nothing.
+    Inactive(ValidationReason),
+}
+
+/// Why a token opens nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValidationReason {
+    /// Not a token of this realm, or of a session long forgotten.
+    Unknown,
+    /// Its session was unused for too long.
+    ExpiredIdle,
+    /// Its session became too old.
+    ExpiredAbsolute,
+    /// Its session was ended.
+    Ended,
+    /// The session goes on under a newer token.
+    Rotated,
+}
+
+impl ValidationReason {
+    /// The word of the interface contract.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::ExpiredIdle => "expired_idle",
+            Self::ExpiredAbsolute => "expired_absolute",
+            Self::Ended => "ended",
+            Self::Rotated => "rotated",
+        }
+    }
+
+    fn of(ended: &Ended) -> Self {
+        match ended.reason {
+            EndReason::ExpiredIdle => Self::ExpiredIdle,
+            EndReason::ExpiredAbsolute => Self::ExpiredAbsolute,
+            EndReason::Evicted | EndReason::TokenReuse | EndReason::Requested(_) => Self::Ended,
+        }
+    }
+}
+
+/// Which sessions to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListQuery {
+    /// Of this subject.
+    pub subject: Option<Box<str>>,
+    /// Active (`true`) or ended (`false`) ones only.
+    pub active: Option<bool>,
+    /// Of this kind.
+    pub kind: Option<Kind>,
+    /// Older than this one: where the last page ended.
+    pub before: Option<SessionId>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// A page of sessions, newest first.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The sessions.
+    pub items: Vec<Arc<Session>>,
+    /// Where the next page begins, if there may be one.
+    pub next: Option<SessionId>,
+}
+
+/// Something to record that is no change of a session.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// What happened.
+    pub action: Action,
+    /// Whether it did.
+    pub outcome: Outcome,
+    /// Facts in clear: never personal data.
+    pub detail: Detail,
+    /// Facts to seal.
+    pub facts: std::collections::BTreeMap<String, String>,
+    /// A change to the credentials that it records.
+    pub credential: Option<CredentialChange>,
+}
+
+/// The subject under whose data key each realm seals what belongs to no subject. No subject can have this name: the
+/// character is not XML.
+const HOUSE: &str = "\u{0}house";
+
+/// How long a request that must see a leaf index waits for this node to catch up, before the log is read for it.
+const CATCH_UP: Duration = Duration::from_millis(250);
+
+/// Every operation on sessions.
+pub struct SessionService {
+    pub(crate) log: Arc<dyn LogStore>,
+    pub(crate) view: Arc<dyn SessionView>,
+    pub(crate) keys: Arc<DataKeys>,
+    pub(crate) replay: Replay,
+    pub(crate) clock: Arc<LogClock>,
+    pub(crate) config: ServiceConfig,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) contact: Contact,
+    commit: GroupCommit<Pipeline>,
+    turnstile: Arc<Turnstile>,
+    in_flight: Mutex<HashSet<Digest>>,
+    pub(crate) marks: Mutex<hashbrown::HashMap<SessionId, Timestamp>>,
+}
+
+/// When the log was last heard of.
+#[derive(Debug)]
+pub(crate) struct Contact {
+    start: Instant,
+    micros: AtomicI64,
+}
+
+impl Contact {
+    fn new() -> Self {
+        Self { start: Instant::now(), micros: AtomicI64::new(0) }
+    }
+
+    pub(crate) fn made(&self) {
+        let since = i64::try_from(self.start.elapsed().as_micros()).unwrap_or(i64::MAX);
+        self.micros.store(since, Ordering::Relaxed);
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        let then = Duration::from_micros(self.micros.load(Ordering::Relaxed).unsigned_abs());
+        self.start.elapsed().saturating_sub(then)
+    }
+}
+
+impl fmt::Debug for SessionService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionService({})", self.config.node)
+    }
+}
+
+/// Why an entry was not appended.
+enum NotAppended {
+    Refused(Refusal),
+    Other(ServiceError),
+}
+
+/// An entry to be made.
+struct Draft<'a> {
+    action: Action,
+    outcome: Outcome,
+    now: Timestamp,
+    found: &'a Found,
+    session: Option<SessionId>,
+    version: Option<Version>,
+    base: Option<Arc<Session>>,
+    event: Option<Event>,
+    detail: Detail,
+    facts: std::collections::BTreeMap<String, String>,
+    claims: Claims,
+}
+
+impl SessionService {
+    /// Starts the service's group commit on what it is made of.
+    pub fn start(parts: Parts, config: ServiceConfig) -> Arc<Self> {
+        let progress = Arc::new(Progress::default());
+        let clock = Arc::clone(&parts.clock);
+        let pipeline =
+            Pipeline::new(Arc::clone(&parts.view), Arc::clone(&progress), move |time| clock.observe(time));
+        let commit = GroupCommit::start(
+            Arc::clone(&parts.log),
+            Sequencer::new(parts.identity),
+            Arc::new(pipeline),
+            config.group_commit,
+        );
+        let keys = Arc::new(DataKeys::new(Arc::clone(&parts.log), parts.keyring));
+        Arc::new(Self {
+            replay: Replay::new(Arc::clone(&parts.log), Arc::clone(&keys)),
+            log: parts.log,
+            view: parts.view,
+            keys,
+            clock: parts.clock,
+            config,
+            progress,
+            contact: Contact::new(),
+            commit,
+            turnstile: Arc::default(),
+            in_flight: Mutex::default(),
+            marks: Mutex::default(),
+        })
+    }
+
+    /// What a realm demands.
+    ///
+    /// # Errors
+    /// [`ServiceError::NotFound`] if this node has no such realm.
+    pub fn policy(&self, realm: &RealmName) -> Result<&Policy, ServiceError> {
+        self.config.realms.get(realm).ok_or(ServiceError::NotFound)
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Whether changes can be recorded, as far as the last attempt tells.
+    pub fn is_available(&self) -> bool {
+        self.commit.is_available()
+    }
+
+    /// Entries that wait for the log.
+    pub fn waiting(&self) -> usize {
+        self.commit.waiting()
+    }
+
+    /// How much of the log the view reflects, and how long the log is, as far as known.
+    pub fn progress(&self) -> (session_model::TreeSize, session_model::TreeSize) {
+        (self.progress.reflected(), self.progress.size())
+    }
+
+    /// Takes no more changes and returns when those under way are recorded and applied, and the use marks written.
+    pub async fn close(&self) {
+        self.commit.close().await;
+        self.flush_marks().await;
+        self.keys.close();
+    }
+
+    /// Begins a session.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn create(
+        &self,
+        caller: &Caller,
+        new: NewSession,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Changed, ServiceError> {
+        let policy = self.policy(&caller.realm)?;
+        let _under_way = match self.enter(idempotency).await? {
+            Entered::Replay(answer) => return self.replayed(caller, &answer).await,
+            Entered::Go(guard) => guard,
+        };
+        if !self.view.has_room() {
+            return Err(ServiceError::Unavailable(Unavailable::ViewFull));
+        }
+        let deadline = Instant::now() + self.config.deadline;
+        loop {
+            let now = self.now();
+            let id = Ids.session(now).map_err(internal)?;
+            let (token, digest) = Ids.token(id).map_err(internal)?;
+            let found = match &new.subject {
+                Some(subject) => self.keys.of_subject(&caller.realm, subject).await.map_err(of_key)?,
+                None => self.keys.of_anonymous(id).map_err(of_key)?,
+            };
+            let event = decide(None, Command::Create(Box::new(created(&new, digest))), now, policy).map_err(of)?;
+            let seat = new.subject.as_ref().map(|_| Seat { key: found.id(), cap: policy.sessions_per_subject });
+            let opened =
+                SessionChange::Opened { realm: caller.realm.clone(), key: found.id(), kind: new.kind };
+            let draft = Draft {
+                action: Action::of(&event),
+                outcome: Outcome::Success,
+                now,
+                found: &found,
+                session: Some(id),
+                version: Some(Version::NONE.next()),
+                base: None,
+                event: Some(event),
+                detail: [("kind".to_owned(), new.kind.name().to_owned())].into(),
+                facts: Default::default(),
+                claims: Claims {
+                    session: Some((id, Version::NONE.next())),
+                    take_seat: seat,
+                    index: Some(opened),
+                    idempotency: self.claim(idempotency, Some(&token), now)?,
+                    ..Claims::default()
+                },
+            };
+            match self.append(caller, draft, deadline).await {
+                Ok(done) => return changed(done, Some(token)),
+                Err(NotAppended::Refused(Refusal::DataKeyTaken | Refusal::DataKeyMissing)) => {
+                    self.keys.forget(&found, &caller.realm, new.subject.as_deref());
+                }
+                Err(NotAppended::Refused(Refusal::CapReached)) => {
+                    self.make_room(caller, found.id(), policy, deadline).await?;
+                }
+                Err(NotAppended::Refused(Refusal::IdempotencyKeyUsed)) => {
+                    return self.replay_now(caller, idempotency).await;
+                }
+                Err(NotAppended::Refused(Refusal::Version)) => {}
+                Err(NotAppended::Other(failure)) => return Err(failure),
+            }
+            in_time(deadline)?;
+        }
+    }
+
+    /// What a token is worth, and counts as a use of its session. The hot path: touches nothing but this process's memory
+    /// where the view allows.
+    ///
+    /// # Errors
+    /// [`ServiceError::Unavailable`].
+    pub async fn validate(&self, caller: &Caller, token: &str) -> Result<Validation, ServiceError> {
+        let Ok(token) = Token::parse(token) else {
+            return Ok(Validation::Inactive(ValidationReason::Unknown));
+        };
+        let presented = token_digest(&token);
+        let session = match self.state(token.session(), caller.min_index).await? {
+            Some(Viewed::Active(session)) if session.realm == caller.realm => session,
+            Some(Viewed::Ended(tombstone)) if tombstone.realm == caller.realm && tombstone.token.matches(&presented) => {
+                return Ok(Validation::Inactive(ValidationReason::of(&tombstone.ended)));
+            }
+            Some(Viewed::Active(_) | Viewed::Ended(_)) | None => {
+                return Ok(Validation::Inactive(ValidationReason::Unknown));
+            }
+        };
+        let now = self.now();
+        let held = Held::judge(&session, &presented, now);
+        if matches!(held, Held::Foreign) {
+            return Ok(Validation::Inactive(ValidationReason::Unknown));
+        }
+        let session = match expiry(&session, now) {
+            None => session,
+            Some(ended) => match self.used_elsewhere(&session, now).await? {
+                Some(session) => session,
+                None => return Ok(Validation::Inactive(ValidationReason::of(&ended))),
+            },
+        };
+        match held {
+            Held::Current => Ok(Validation::Active(self.used(session, now, false).await)),
+            Held::Early => Ok(Validation::Inactive(ValidationReason::Rotated)),
+            Held::Late => {
+                if !session.reuse_recorded {
+                    self.report_reuse(caller, session.id).await;
+                }
+                Ok(Validation::Inactive(ValidationReason::Rotated))
+            }
+            Held::Foreign => Ok(Validation::Inactive(ValidationReason::Unknown)),
+        }
+    }
+
+    async fn report_reuse(&self, caller: &Caller, id: SessionId) {
+        match self.change(caller, id, Command::ReportReuse, None, None).await {
+            Ok(_) | Err(ServiceError::Ended(_) | ServiceError::NothingToDo) => {}
+            Err(failure) => warn!(%failure, session = %id, "the late use of a rotated token could not be recorded"),
+        }
+    }
+
+    /// A session by its id. Does not count as use. Where the policy audits reads, it is an entry.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn get(&self, caller: &Caller, id: SessionId) -> Result<Arc<Session>, ServiceError> {
+        let policy = self.policy(&caller.realm)?;
+        let session = self.full(caller, id).await?;
+        if policy.audited_reads {
+            let found = self.key_of(&session).await?;
+            let draft = Draft {
+                action: Action::SessionRead,
+                outcome: Outcome::Success,
+                now: self.now(),
+                found: &found,
+                session: Some(id),
+                version: None,
+                base: None,
+                event: None,
+                detail: Detail::new(),
+                facts: Default::default(),
+                claims: Claims::default(),
+            };
+            let deadline = Instant::now() + self.config.deadline;
+            self.append(caller, draft, deadline).await.map_err(|failure| failure.into_error())?;
+        }
+        Ok(self.shown(session))
+    }
+
+    /// Changes attributes.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn update(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        patch: MergePatch,
+        expected: Option<Version>,
+    ) -> Result<Changed, ServiceError> {
+        self.change(caller, id, Command::Update { patch, expected }, None, None).await
+    }
+
+    /// Counts as use; answers the new deadlines. No entry.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn touch(&self, caller: &Caller, id: SessionId) -> Result<Arc<Session>, ServiceError> {
+        let session = match self.state(id, caller.min_index).await? {
+            Some(Viewed::Active(session)) if session.realm == caller.realm => session,
+            Some(Viewed::Ended(tombstone)) if tombstone.realm == caller.realm => {
+                return Err(ServiceError::Ended(tombstone.ended.clone()));
+            }
+            Some(_) | None => return Err(ServiceError::NotFound),
+        };
+        let now = self.now();
+        let session = match expiry(&session, now) {
+            None => session,
+            Some(ended) => self.used_elsewhere(&session, now).await?.ok_or(ServiceError::Ended(ended))?,
+        };
+        Ok(self.used(session, now, true).await)
+    }
+
+    /// Binds an authenticated subject; the token is rotated and the old one refused from now on.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn authenticate(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        subject: Box<str>,
+        methods: Vec<String>,
+        level: Option<String>,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Changed, ServiceError> {
+        let (token, digest) = Ids.token(id).map_err(internal)?;
+        let command = Command::Authenticate { subject, methods, level, token: digest };
+        self.change(caller, id, command, Some(token), idempotency).await
+    }
+
+    /// Rotates the token; the old one is honoured for the overlap.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn renew(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Changed, ServiceError> {
+        let (token, digest) = Ids.token(id).map_err(internal)?;
+        self.change(caller, id, Command::Renew { token: digest }, Some(token), idempotency).await
+    }
+
+    /// Ends a session. Ending it again answers the same.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn end(&self, caller: &Caller, id: SessionId, reason: EndReason) -> Result<Changed, ServiceError> {
+        match self.change(caller, id, Command::End { reason }, None, None).await {
+            Err(ServiceError::Ended(_)) => {
+                let session = self.full(caller, id).await?;
+                let place = place_of(&session.head);
+                Ok(Changed { session, token: None, place, replayed: true })
+            }
+            other => other,
+        }
+    }
+
+    /// Ends every open session of a subject but one, if any: log out everywhere. Answers what was recorded.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; what was ended before it stays so.
+    pub async fn end_subject(
+        &self,
+        caller: &Caller,
+        subject: &str,
+        except: Option<SessionId>,
+        reason: EndReason,
+    ) -> Result<Vec<Changed>, ServiceError> {
+        let Some((key, _)) = self.keys.find_subject(&caller.realm, subject).await.map_err(of_key)? else {
+            return Ok(Vec::new());
+        };
+        let filter = SessionFilter { realm: caller.realm.clone(), key: Some(key), open: Some(true), kind: None };
+        self.end_all(caller, &filter, except, &reason).await
+    }
+
+    /// Ends every open session of the realm that fits.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; what was ended before it stays so.
+    pub async fn end_matching(
+        &self,
+        caller: &Caller,
+        subject: Option<&str>,
+        kind: Option<Kind>,
+        reason: EndReason,
+    ) -> Result<Vec<Changed>, ServiceError> {
+        let key = match subject {
+            None => None,
+            Some(subject) => match self.keys.find_subject(&caller.realm, subject).await.map_err(of_key)? {
+                Some((key, _)) => Some(key),
+                None => return Ok(Vec::new()),
+            },
+        };
+        let filter = SessionFilter { realm: caller.realm.clone(), key, open: Some(true), kind };
+        self.end_all(caller, &filter, None, &reason).await
+    }
+
+    async fn end_all(
+        &self,
+        caller: &Caller,
+        filter: &SessionFilter,
+        except: Option<SessionId>,
+        reason: &EndReason,
+    ) -> Result<Vec<Changed>, ServiceError> {
+        const AT_ONCE: usize = 64;
+        let mut all = Vec::new();
+        let mut before = None;
+        loop {
+            let ids = self.log.sessions(filter, before, 500).await.map_err(of_read)?;
+            before = ids.last().copied();
+            let ended: Vec<_> = stream::iter(ids.into_iter().filter(|id| Some(*id) != except))
+                .map(|id| self.end(caller, id, reason.clone()))
+                .buffer_unordered(AT_ONCE)
+                .collect()
+                .await;
+            for outcome in ended {
+                match outcome {
+                    Ok(changed) if changed.replayed => {}
+                    Ok(changed) => all.push(changed),
+                    Err(ServiceError::NotFound) => {}
+                    Err(failure) => return Err(failure),
+                }
+            }
+            if before.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Sessions of the realm, newest first.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn list(&self, caller: &Caller, query: &ListQuery) -> Result<Page, ServiceError> {
+        const AT_ONCE: usize = 16;
+        let key = match &query.subject {
+            None => None,
+            Some(subject) => match self.keys.find_subject(&caller.realm, subject).await.map_err(of_key)? {
+                Some((key, _)) => Some(key),
+                None => return Ok(Page { items: Vec::new(), next: None }),
+            },
+        };
+        let filter =
+            SessionFilter { realm: caller.realm.clone(), key, open: query.active, kind: query.kind };
+        let ids = self.log.sessions(&filter, query.before, query.limit).await.map_err(of_read)?;
+        let next = ids.last().copied().filter(|_| ids.len() == query.limit);
+        let found: Vec<_> =
+            stream::iter(ids).map(|id| self.full(caller, id)).buffered(AT_ONCE).collect().await;
+        let mut items = Vec::with_capacity(found.len());
+        for session in found {
+            match session {
+                Ok(session) => items.push(self.shown(session)),
+                Err(ServiceError::NotFound) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        items.retain(|session| query.active.is_none_or(|active| active == session.ended().is_none()));
+        Ok(Page { items, next })
+    }
+
+    /// The full receipt of an entry of the realm: its inclusion in the newest checkpoint.
+    ///
+    /// # Errors
+    /// [`ServiceError::NotFound`] if the realm has no such entry.
+    pub async fn receipt(&self, realm: &RealmName, index: LeafIndex) -> Result<Receipt, ServiceError> {
+        let head = self.log.head().await.map_err(of_read)?;
+        let stored = self.log.entries(&[index]).await.map_err(of_read)?;
+        let Some(Some(entry)) = stored.first() else { return Err(ServiceError::NotFound) };
+        let leaf = Leaf::decode(&entry.leaf).map_err(|_| ServiceError::Internal("the entry is not a leaf"))?;
+        let (Some(checkpoint), true) = (head.checkpoint.clone(), leaf.realm == *realm) else {
+            return Err(ServiceError::NotFound);
+        };
+        let plan = Plan::inclusion(index, head.size()).map_err(|_| ServiceError::NotFound)?;
+        let mut runs = Vec::new();
+        for range in plan.ranges() {
+            runs.push(self.log.hashes(range.level, range.start, range.count).await.map_err(of_read)?);
+        }
+        let proof = plan.finish(&runs).map_err(|_| ServiceError::Internal("the tree's stored hashes do not fit"))?;
+        Ok(Receipt { index, proof, checkpoint })
+    }
+
+    /// Records something that is no change of a session.
+    ///
+    /// # Errors
+    /// [`ServiceError`]: then it is not recorded, and whatever it was to record must not happen.
+    pub async fn record(&self, caller: &Caller, record: Record) -> Result<Place, ServiceError> {
+        let deadline = Instant::now() + self.config.deadline;
+        loop {
+            let found = self.keys.of_subject(&caller.realm, HOUSE).await.map_err(of_key)?;
+            let draft = Draft {
+                action: record.action,
+                outcome: record.outcome,
+                now: self.now(),
+                found: &found,
+                session: None,
+                version: None,
+                base: None,
+                event: None,
+                detail: record.detail.clone(),
+                facts: record.facts.clone(),
+                claims: Claims { credential: record.credential.clone(), ..Claims::default() },
+            };
+            match self.append(caller, draft, deadline).await {
+                Ok(done) => return Ok(done.place),
+                Err(NotAppended::Refused(_)) => self.keys.forget(&found, &caller.realm, Some(HOUSE)),
+                Err(NotAppended::Other(failure)) => return Err(failure),
+            }
+            in_time(deadline)?;
+        }
+    }
+
+    /// Adds a credential; the entry and the credential are one transaction.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn add_credential(&self, caller: &Caller, credential: Credential) -> Result<Place, ServiceError> {
+        let roles: Vec<String> = credential.roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect();
+        let record = Record {
+            action: Action::KeyCreated,
+            outcome: Outcome::Success,
+            detail: [
+                ("key".to_owned(), credential.id.clone()),
+                ("realm".to_owned(), credential.realm.to_string()),
+                ("roles".to_owned(), roles.join(",")),
+            ]
+            .into(),
+            facts: [("label".to_owned(), credential.label.clone())].into(),
+            credential: Some(CredentialChange::Added(credential)),
+        };
+        self.record(caller, record).await
+    }
+
+    /// Revokes a credential; the entry and the revocation are one transaction.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn revoke_credential(&self, caller: &Caller, id: &str) -> Result<Place, ServiceError> {
+        let record = Record {
+            action: Action::KeyRevoked,
+            outcome: Outcome::Success,
+            detail: [("key".to_owned(), id.to_owned())].into(),
+            facts: Default::default(),
+            credential: Some(CredentialChange::Revoked(id.to_owned(), self.now())),
+        };
+        self.record(caller, record).await
+    }
+
+    /// Ends a session whose deadline has passed; `false` if none has, or it has ended already.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub(crate) async fn expire(&self, id: SessionId, realm: &RealmName) -> Result<bool, ServiceError> {
+        match self.change(&self.node_caller(realm), id, Command::Expire, None, None).await {
+            Ok(_) => Ok(true),
+            Err(ServiceError::NothingToDo | ServiceError::Ended(_) | ServiceError::NotFound) => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The node itself, asking.
+    pub fn node_caller(&self, realm: &RealmName) -> Caller {
+        Caller {
+            realm: realm.clone(),
+            actor: Actor { id: self.config.node.clone(), role: Role::Node },
+            protocol: Protocol::Internal,
+            origin: None,
+            request_id: None,
+            trace_id: None,
+            min_index: None,
+        }
+    }
+
+    /// Writes the marks of use that have gathered.
+    pub async fn flush_marks(&self) {
+        let marks: Vec<_> = std::mem::take(&mut *self.marks.lock()).into_iter().collect();
+        if marks.is_empty() {
+            return;
+        }
+        if let Err(failure) = self.log.mark_uses(&marks).await {
+            warn!(failure = &failure as &dyn std::error::Error, "marks of use could not be written: trying again");
+            let mut waiting = self.marks.lock();
+            for (id, at) in marks {
+                let mark = waiting.entry(id).or_insert(at);
+                *mark = (*mark).max(at);
+            }
+        }
+    }
+
+    // ---- below: how it is done ----
+
+    /// One change of one session: decided on its newest state, appended, applied.
+    async fn change(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        command: Command,
+        token: Option<Token>,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Changed, ServiceError> {
+        let policy = self.policy(&caller.realm)?;
+        let _under_way = match self.enter(idempotency).await? {
+            Entered::Replay(answer) => return self.replayed(caller, &answer).await,
+            Entered::Go(guard) => guard,
+        };
+        let deadline = Instant::now() + self.config.deadline;
+        let overloaded = |_| ServiceError::Unavailable(Unavailable::Overloaded);
+        let _turn = timeout_at(deadline, self.turnstile.enter(id)).await.map_err(overloaded)?;
+        let mut state = self.state(id, caller.min_index).await?;
+        let mut from_log = false;
+        let command_asked = command;
+        loop {
+            let session = match state {
+                Some(Viewed::Active(session)) if session.realm == caller.realm => session,
+                Some(Viewed::Ended(tombstone)) if tombstone.realm == caller.realm => {
+                    return Err(ServiceError::Ended(tombstone.ended.clone()));
+                }
+                Some(_) | None => return Err(ServiceError::NotFound),
+            };
+            let now = self.now();
+            let mut command = command_asked.clone();
+            let mut too_late = None;
+            let session = match expiry(&session, now) {
+                None => session,
+                Some(ended) => match self.used_elsewhere(&session, now).await? {
+                    Some(session) => session,
+                    // Whatever was asked for comes too late: what has happened is that the session expired.
+                    None => {
+                        if !matches!(command, Command::Expire) {
+                            command = Command::Expire;
+                            too_late = Some(ended);
+                        }
+                        session
+                    }
+                },
+            };
+            let event = match decide(Some(&session), command.clone(), now, policy) {
+                Ok(event) => event,
+                // Somebody who expects a later version than the view knows has seen what the view has not.
+                Err(Rejection::StaleVersion { current }) if !from_log && later_expected(&command, current) => {
+                    state = self.state_from_log(id).await?;
+                    from_log = true;
+                    continue;
+                }
+                Err(rejection) => return Err(of(rejection)),
+            };
+            match self.append_change(caller, &session, event, &token, idempotency, now, deadline).await {
+                Ok(done) => match too_late {
+                    Some(ended) => return Err(ServiceError::Ended(ended)),
+                    None => return changed(done, token),
+                },
+                Err(NotAppended::Refused(Refusal::Version)) => {
+                    state = self.state_from_log(id).await?;
+                    from_log = true;
+                }
+                Err(NotAppended::Refused(Refusal::CapReached)) => {
+                    let Command::Authenticate { subject, .. } = &command else {
+                        return Err(ServiceError::Internal("a cap where none is claimed"));
+                    };
+                    let found = self.keys.of_subject(&caller.realm, subject).await.map_err(of_key)?;
+                    self.make_room(caller, found.id(), policy, deadline).await?;
+                    state = Some(Viewed::Active(session));
+                }
+                Err(NotAppended::Refused(Refusal::DataKeyMissing | Refusal::DataKeyTaken)) => {
+                    match &command {
+                        Command::Authenticate { subject, .. } => {
+                            let found = self.keys.of_subject(&caller.realm, subject).await.map_err(of_key)?;
+                            self.keys.forget(&found, &caller.realm, Some(subject));
+                        }
+                        _ => return Err(ServiceError::NotFound),
+                    }
+                    state = Some(Viewed::Active(session));
+                }
+                Err(NotAppended::Refused(Refusal::IdempotencyKeyUsed)) => {
+                    return self.replay_now(caller, idempotency).await;
+                }
+                Err(NotAppended::Other(failure)) => return Err(failure),
+            }
+            in_time(deadline)?;
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one change, used in one place")]
+    async fn append_change(
+        &self,
+        caller: &Caller,
+        session: &Arc<Session>,
+        event: Event,
+        token: &Option<Token>,
+        idempotency: Option<Idempotency>,
+        now: Timestamp,
+        deadline: Instant,
+    ) -> Result<Done, NotAppended> {
+        let policy = self.policy(&caller.realm)?;
+        let version = session.version.next();
+        let mut claims = Claims {
+            session: Some((session.id, version)),
+            idempotency: self.claim(idempotency, token.as_ref(), now)?,
+            ..Claims::default()
+        };
+        let mut detail = Detail::new();
+        let found = match &event {
+            Event::Authenticated { subject, .. } => {
+                let found = self.keys.of_subject(&caller.realm, subject).await.map_err(of_key)?;
+                if found.id() != session.data_key {
+                    claims.index = Some(SessionChange::Bound { key: found.id() });
+                    claims.take_seat = Some(Seat { key: found.id(), cap: policy.sessions_per_subject });
+                    claims.free_seat = session.subject.as_ref().map(|_| session.data_key);
+                }
+                found
+            }
+            Event::Ended(ended) => {
+                detail.insert("reason".to_owned(), ended.reason.name().to_owned());
+                claims.index = Some(SessionChange::Closed);
+                claims.free_seat = session.subject.as_ref().map(|_| session.data_key);
+                self.key_of(session).await?
+            }
+            Event::Created(_) | Event::Updated { .. } | Event::Renewed { .. } | Event::TokenReused => {
+                self.key_of(session).await?
+            }
+        };
+        // What the service itself finds out (an expiry, a reuse) is not the doing of whoever happened to ask.
+        let by_node = matches!(&event, Event::Ended(ended) if !matches!(ended.reason, EndReason::Requested(_) | EndReason::Evicted));
+        let node = self.node_caller(&caller.realm);
+        let draft = Draft {
+            action: Action::of(&event),
+            outcome: Outcome::Success,
+            now,
+            found: &found,
+            session: Some(session.id),
+            version: Some(version),
+            base: Some(Arc::clone(session)),
+            event: Some(event),
+            detail,
+            facts: Default::default(),
+            claims,
+        };
+        self.append(if by_node { &node } else { caller }, draft, deadline).await
+    }
+
+    /// Seals, encodes and queues an entry, and waits for its fate.
+    async fn append(&self, caller: &Caller, draft: Draft<'_>, deadline: Instant) -> Result<Done, NotAppended> {
+        let data_key = draft.found.id();
+        let change =
+            draft.event.as_ref().map(|event| Change { base: draft.base.clone(), event: event.clone(), data_key });
+        let entry_id = Ids.entry(draft.now).map_err(internal)?;
+        let part = SealedPart { event: draft.event, origin: caller.origin, facts: draft.facts };
+        let plaintext = part.encode().map_err(internal)?;
+        let sealed = draft.found.key().seal(entry_id, &plaintext).map_err(internal)?;
+        let leaf = Leaf {
+            action: draft.action,
+            actor: caller.actor.clone(),
+            commitment: Some(sealed.commitment),
+            data_key: Some(data_key),
+            detail: draft.detail,
+            entry_id,
+            format: Format::V1,
+            node: self.config.node.clone(),
+            outcome: draft.outcome,
+            previous: draft.base.as_ref().map(|base| PreviousLeaf { hash: base.head.hash, index: base.head.index }),
+            protocol: caller.protocol,
+            realm: caller.realm.clone(),
+            request_id: caller.request_id.clone(),
+            session_id: draft.session,
+            time: draft.now,
+            trace_id: caller.trace_id.clone(),
+            version: draft.version,
+        };
+        let bytes = leaf.encode().map_err(internal)?;
+        let mut claims = draft.claims;
+        claims.data_key = Some(match draft.found {
+            Found::Existing(id, _) => DataKeyClaim::Existing(*id),
+            Found::New(row, _) => DataKeyClaim::New(row.clone()),
+        });
+        let hash = leaf_hash(&bytes);
+        let sealed = Some(SealedEntry { key: data_key, bytes: sealed.bytes });
+        let (reply, answer) = oneshot::channel();
+        let withdraw = self
+            .commit
+            .submit(Proposed { leaf, bytes, hash, sealed, claims }, Ticket { change, reply })
+            .map_err(|_ticket| NotAppended::Other(ServiceError::Unavailable(Unavailable::Overloaded)))?;
+        let unavailable = |what| Err(NotAppended::Other(ServiceError::Unavailable(what)));
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(Ok(done))) => {
+                self.contact.made();
+                self.keys.stored(draft.found);
+                Ok(done)
+            }
+            Ok(Ok(Err(NotDone::Refused(refusal)))) => Err(NotAppended::Refused(refusal)),
+            Ok(Ok(Err(NotDone::Unavailable)) | Err(_)) => unavailable(Unavailable::LogWrite),
+            Ok(Ok(Err(NotDone::Overloaded))) => unavailable(Unavailable::Overloaded),
+            Err(_elapsed) if withdraw.try_withdraw() => unavailable(Unavailable::LogWrite),
+            Err(_elapsed) => Err(NotAppended::Other(ServiceError::OutcomeUnknown)),
+        }
+    }
+
+    /// Makes room below the cap of a subject: ends what has expired, else what the policy says.
+    async fn make_room(
+        &self,
+        caller: &Caller,
+        key: KeyId,
+        policy: &Policy,
+        deadline: Instant,
+    ) -> Result<(), ServiceError> {
+        let filter = SessionFilter { realm: caller.realm.clone(), key: Some(key), open: Some(true), kind: None };
+        let cap = usize::try_from(policy.sessions_per_subject).unwrap_or(usize::MAX);
+        let ids = self.log.sessions(&filter, None, cap.saturating_add(64)).await.map_err(of_read)?;
+        let mut open = Vec::new();
+        let mut expired = false;
+        for id in ids {
+            let Some(Viewed::Active(session)) = self.state(id, None).await? else { continue };
+            match expiry(&session, self.now()) {
+                Some(_) => expired |= Box::pin(self.expire(id, &caller.realm)).await?,
+                None => open.push(session),
+            }
+        }
+        // Somebody else may have made room meanwhile.
+        if expired || open.len() < cap {
+            return in_time(deadline);
+        }
+        let least = match policy.beyond_cap {
+            BeyondCap::Deny => return Err(ServiceError::LimitReached { cap: policy.sessions_per_subject }),
+            BeyondCap::EvictOldest => open.iter().min_by_key(|session| (session.created_at, session.id)),
+            BeyondCap::EvictLeastRecent => open.iter().min_by_key(|session| (session.last_seen_at, session.id)),
+        };
+        if let Some(least) = least {
+            let evict = Command::End { reason: EndReason::Evicted };
+            match Box::pin(self.change(caller, least.id, evict, None, None)).await {
+                Ok(_) | Err(ServiceError::Ended(_) | ServiceError::NotFound) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        in_time(deadline)
+    }
+
+    /// What is known of a session: from this process, the view, or the log, whichever is the first to know.
+    async fn state(&self, id: SessionId, min_index: Option<LeafIndex>) -> Result<Option<Viewed>, ServiceError> {
+        if let Some(min_index) = min_index
+            && !self.caught_up(min_index).await?
+        {
+            return self.state_from_log(id).await;
+        }
+        if self.config.max_staleness.is_some_and(|bound| self.contact.age() > bound) {
+            // Nothing was heard of the log for too long: what this process holds may have ended elsewhere.
+            return self.state_from_log(id).await;
+        }
+        if let Some(viewed) = self.view.peek(id) {
+            return Ok(Some(viewed));
+        }
+        match self.view.get(id).await {
+            Ok(Some(viewed)) => Ok(Some(viewed)),
+            Ok(None) | Err(ViewError::Unavailable(_)) => self.state_from_log(id).await,
+            Err(ViewError::Undecodable(_)) => {
+                self.quarantine(id).await;
+                self.state_from_log(id).await
+            }
+        }
+    }
+
+    /// What the log knows of a session; the view learns of it.
+    async fn state_from_log(&self, id: SessionId) -> Result<Option<Viewed>, ServiceError> {
+        let Some(session) = self.replay.session(id, None).await.or_else(of_replay)? else { return Ok(None) };
+        self.contact.made();
+        let session = Arc::new(session);
+        if let Err(failure) = self.view.apply(std::slice::from_ref(&session)).await
+            && !matches!(failure, ViewError::Unavailable(_))
+        {
+            warn!(%failure, session = %id, "the view did not take a session read from the log");
+        }
+        Ok(Some(match session.tombstone() {
+            Some(tombstone) => Viewed::Ended(Arc::new(tombstone)),
+            None => Viewed::Active(session),
+        }))
+    }
+
+    /// A session with all that belongs to it, ended or not.
+    async fn full(&self, caller: &Caller, id: SessionId) -> Result<Arc<Session>, ServiceError> {
+        let session = match self.state(id, caller.min_index).await? {
+            Some(Viewed::Active(session)) => Some(session),
+            // A view keeps only the tombstone of an ended session; the log keeps the rest.
+            Some(Viewed::Ended(tombstone)) if tombstone.realm == caller.realm => {
+                self.replay.session(id, None).await.or_else(of_replay)?.map(Arc::new)
+            }
+            Some(Viewed::Ended(_)) | None => None,
+        };
+        session.filter(|session| session.realm == caller.realm).ok_or(ServiceError::NotFound)
+    }
+
+    /// The session as it is at this moment: one whose deadline has passed is shown as ended, before the reaper comes by.
+    fn shown(&self, session: Arc<Session>) -> Arc<Session> {
+        match (session.ended(), expiry(&session, self.now())) {
+            (None, Some(ended)) => {
+                let mut session = Arc::unwrap_or_clone(session);
+                session.state = State::Ended(ended);
+                Arc::new(session)
+            }
+            (Some(_), _) | (None, None) => session,
+        }
+    }
+
+    /// Counts a use: marks it where that is worth a mark, or asked for.
+    async fn used(&self, session: Arc<Session>, now: Timestamp, always: bool) -> Arc<Session> {
+        if !always && !session.use_is_worth_a_mark(now) {
+            return session;
+        }
+        self.marks.lock().insert(session.id, now);
+        if let Err(failure) = self.view.mark_used(&[(session.id, now)]).await
+            && !matches!(failure, ViewError::Unavailable(_))
+        {
+            warn!(%failure, session = %session.id, "a use could not be marked in the view");
+        }
+        let mut session = Arc::unwrap_or_clone(session);
+        session.last_seen_at = session.last_seen_at.max(now);
+        Arc::new(session)
+    }
+
+    /// The session if a use that this process has not seen keeps it alive at `now`.
+    async fn used_elsewhere(&self, session: &Arc<Session>, now: Timestamp) -> Result<Option<Arc<Session>>, ServiceError> {
+        if session.expires_at <= now {
+            return Ok(None);
+        }
+        let waiting = self.marks.lock().get(&session.id).copied();
+        let used = match waiting {
+            Some(used) => Some(used),
+            None => self.log.uses(&[session.id]).await.map_err(of_read)?.into_iter().flatten().next(),
+        };
+        let Some(used) = used.filter(|used| *used > session.last_seen_at) else { return Ok(None) };
+        let mut session = Arc::unwrap_or_clone(Arc::clone(session));
+        session.last_seen_at = used;
+        if expiry(&session, now).is_some() {
+            return Ok(None);
+        }
+        if let Err(failure) = self.view.mark_used(&[(session.id, used)]).await {
+            warn!(%failure, session = %session.id, "a use could not be marked in the view");
+        }
+        Ok(Some(Arc::new(session)))
+    }
+
+    /// Whether the view reflects an index, or comes to within a moment.
+    async fn caught_up(&self, index: LeafIndex) -> Result<bool, ServiceError> {
+        let deadline = Instant::now() + CATCH_UP;
+        while self.progress.reflected().0 <= index.0 {
+            self.progress.behind.notify_one();
+            if Instant::now() >= deadline {
+                let head = self.log.head().await.map_err(of_read)?;
+                self.progress.saw(head.size());
+                if head.size().0 <= index.0 {
+                    return Err(ServiceError::Unavailable(Unavailable::Behind));
+                }
+                return Ok(false);
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        Ok(true)
+    }
+
+    /// Puts undecodable data of the view aside, and records that.
+    async fn quarantine(&self, id: SessionId) {
+        if let Err(failure) = self.view.quarantine(id).await {
+            warn!(%failure, session = %id, "undecodable data could not be quarantined");
+            return;
+        }
+        let Some(realm) = self.config.realms.keys().min() else { return };
+        let record = Record {
+            action: Action::ViewQuarantined,
+            outcome: Outcome::Success,
+            detail: [("session".to_owned(), id.to_string())].into(),
+            facts: Default::default(),
+            credential: None,
+        };
+        if let Err(failure) = Box::pin(self.record(&self.node_caller(realm), record)).await {
+            error!(%failure, session = %id, "a quarantine could not be recorded");
+        }
+    }
+
+    async fn key_of(&self, session: &Session) -> Result<Found, ServiceError> {
+        let key = self.keys.by_id(session.data_key).await.map_err(of_key)?.ok_or(ServiceError::NotFound)?;
+        Ok(Found::Existing(session.data_key, key))
+    }
+
+    fn claim(
+        &self,
+        idempotency: Option<Idempotency>,
+        token: Option<&Token>,
+        now: Timestamp,
+    ) -> Result<Option<IdempotencyClaim>, ServiceError> {
+        let Some(Idempotency { key, request }) = idempotency else { return Ok(None) };
+        let token = token.map(Token::expose).unwrap_or_default();
+        let answer = self.keys.keyring().seal_answer(&key, token.as_bytes()).map_err(internal)?;
+        Ok(Some(IdempotencyClaim { key, request, answer, expires: now.plus(KEEP_ANSWERS) }))
+    }
+
+    /// Begins a request with an idempotency key: is it new, done already, or under way?
+    async fn enter(&self, idempotency: Option<Idempotency>) -> Result<Entered<'_>, ServiceError> {
+        let Some(Idempotency { key, request }) = idempotency else { return Ok(Entered::Go(None)) };
+        if !self.in_flight.lock().insert(key) {
+            return Err(ServiceError::IdempotencyInFlight);
+        }
+        let guard = InFlight { service: self, key };
+        match self.log.answer(&key).await.map_err(of_read)? {
+            Some(answer) if answer.expires < self.now() => {
+                self.log.forget_expired(self.now(), usize::MAX >> 33).await.map_err(of_read)?;
+                Ok(Entered::Go(Some(guard)))
+            }
+            Some(answer) if answer.request != request => Err(ServiceError::IdempotencyMismatch),
+            Some(answer) => Ok(Entered::Replay(Box::new(Kept { key, answer }))),
+            None => Ok(Entered::Go(Some(guard))),
+        }
+    }
+
+    /// The answer that another node kept under the same key a moment ago.
+    async fn replay_now(&self, caller: &Caller, idempotency: Option<Idempotency>) -> Result<Changed, ServiceError> {
+        let Some(Idempotency { key, request }) = idempotency else {
+            return Err(ServiceError::Internal("an idempotency key where none is claimed"));
+        };
+        match self.log.answer(&key).await.map_err(of_read)? {
+            Some(answer) if answer.request == request => self.replayed(caller, &Kept { key, answer }).await,
+            Some(_) => Err(ServiceError::IdempotencyMismatch),
+            None => Err(ServiceError::Unavailable(Unavailable::LogRead)),
+        }
+    }
+
+    /// The first answer again: the session as its entry left it, and the token that was kept, sealed.
+    async fn replayed(&self, caller: &Caller, kept: &Kept) -> Result<Changed, ServiceError> {
+        let stored = self.log.entries(&[kept.answer.index]).await.map_err(of_read)?;
+        let Some(Some(entry)) = stored.into_iter().next() else { return Err(ServiceError::NotFound) };
+        let leaf = Leaf::decode(&entry.leaf).map_err(|_| ServiceError::Internal("the entry is not a leaf"))?;
+        let (Some(id), Some(version), true) = (leaf.session_id, leaf.version, leaf.realm == caller.realm) else {
+            return Err(ServiceError::NotFound);
+        };
+        let session = self.replay.session(id, Some(version)).await.or_else(of_replay)?;
+        let session = session.ok_or(ServiceError::NotFound)?;
+        let token = self.keys.keyring().open_answer(&kept.key, &kept.answer.answer).map_err(internal)?;
+        let token = std::str::from_utf8(&token).ok().and_then(|token| Token::parse(token).ok());
+        let place = place_of(&session.head);
+        Ok(Changed { session: Arc::new(session), token, place, replayed: true })
+    }
+}
+
+enum Entered<'a> {
+    /// It is new; nobody else begins it while the guard lives.
+    Go(Option<InFlight<'a>>),
+    /// It is done already.
+    Replay(Box<Kept>),
+}
+
+struct Kept {
+    key: Digest,
+    answer: audit_log::Answer,
+}
+
+/// An idempotency key whose request is under way.
+struct InFlight<'a> {
+    service: &'a SessionService,
+    key: Digest,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.service.in_flight.lock().remove(&self.key);
+    }
+}
+
+/// How a presented token relates to a session's tokens.
+enum Held {
+    /// It opens the session.
+    Current,
+    /// It was rotated, but a moment ago: an honest request may still be under way with it.
+    Early,
+    /// It was rotated long enough ago that nobody honest should hold it.
+    Late,
+    /// It is none of the session's.
+    Foreign,
+}
+
+impl Held {
+    fn judge(session: &Session, presented: &TokenDigest, now: Timestamp) -> Self {
+        if session.token.matches(presented) {
+            return Self::Current;
+        }
+        match &session.previous {
+            Some(previous) if previous.digest.matches(presented) => match (now < previous.until, previous.honoured) {
+                (true, true) => Self::Current,
+                (true, false) => Self::Early,
+                (false, _) => Self::Late,
+            },
+            Some(_) | None if session.retired.iter().any(|older| older.matches(presented)) => Self::Late,
+            Some(_) | None => Self::Foreign,
+        }
+    }
+}
+
+fn created(new: &NewSession, token: TokenDigest) -> Created {
+    Created {
+        subject: new.subject.clone(),
+        kind: new.kind,
+        attributes: new.attributes.clone(),
+        authentication: new.authentication.clone(),
+        client: new.client.clone(),
+        idle_timeout: new.idle_timeout,
+        absolute_timeout: new.absolute_timeout,
+        token,
+    }
+}
+
+fn changed(done: Done, token: Option<Token>) -> Result<Changed, ServiceError> {
+    let session = done.session.ok_or(ServiceError::Internal("a change without a session"))?;
+    Ok(Changed { session, token, place: done.place, replayed: false })
+}
+
+fn place_of(head: &Head) -> Place {
+    Place { index: head.index, hash: head.hash, tree_size: head.tree_size }
+}
+
+fn later_expected(command: &Command, current: Version) -> bool {
+    matches!(command, Command::Update { expected: Some(expected), .. } if *expected > current)
+}
+
+fn in_time(deadline: Instant) -> Result<(), ServiceError> {
+    if Instant::now() < deadline { Ok(()) } else { Err(ServiceError::Unavailable(Unavailable::Overloaded)) }
+}
+
+impl NotAppended {
+    fn into_error(self) -> ServiceError {
+        match self {
+            Self::Other(failure) => failure,
+            Self::Refused(Refusal::DataKeyMissing) => ServiceError::NotFound,
+            Self::Refused(_) => ServiceError::Internal("a refusal of what was not claimed"),
+        }
+    }
+}
+
+impl From<ServiceError> for NotAppended {
+    fn from(failure: ServiceError) -> Self {
+        Self::Other(failure)
+    }
+}
+
+fn of(rejection: Rejection) -> ServiceError {
+    match rejection {
+        Rejection::NotFound => ServiceError::NotFound,
+        Rejection::Ended(ended) => ServiceError::Ended(ended),
+        Rejection::StaleVersion { current } => ServiceError::StaleVersion { current },
+        Rejection::Attributes(failure) => ServiceError::Attributes(failure),
+        Rejection::Timeout { field, limit } => ServiceError::Timeout { field, limit },
+        Rejection::Nothing => ServiceError::NothingToDo,
+    }
+}
+
+fn of_read(failure: ReadError) -> ServiceError {
+    match failure {
+        ReadError::Unavailable(cause) => {
+            warn!(failure = &*cause as &dyn std::error::Error, "the log cannot be read");
+            ServiceError::Unavailable(Unavailable::LogRead)
+        }
+        ReadError::Corrupt(what) => {
+            error!(what, "the log holds something it cannot have written");
+            ServiceError::Internal("the log holds something it cannot have written")
+        }
+    }
+}
+
+fn of_key(failure: KeyError) -> ServiceError {
+    match failure {
+        KeyError::Read(failure) => of_read(failure),
+        KeyError::Seal(failure) => internal(failure),
+    }
+}
+
+/// What was erased is not there any more.
+fn of_replay(failure: ReplayError) -> Result<Option<Session>, ServiceError> {
+    match failure {
+        ReplayError::Erased => Ok(None),
+        ReplayError::Read(failure) => Err(of_read(failure)),
+        ReplayError::Key(failure) => Err(of_key(failure)),
+    }
+}
+
+fn internal(failure: impl std::error::Error) -> ServiceError {
+    error!(%failure, "an operation that cannot fail did");
+    ServiceError::Internal("an operation that cannot fail did")
+}
