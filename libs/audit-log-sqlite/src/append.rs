@@ -51,7 +51,11 @@ impl LogWriter for SqliteLog {
                 if rollback(writer.connection()).await {
                     writer.release();
                 }
-                if surely_not_done { Err(AppendError::NotDone(error.into())) } else { Err(AppendError::Unknown(error.into())) }
+                if surely_not_done {
+                    Err(AppendError::NotDone(error.into()))
+                } else {
+                    Err(AppendError::Unknown(error.into()))
+                }
             }
         }
     }
@@ -139,7 +143,9 @@ async fn transact(connection: &mut SqliteConnection, batch: &Batch) -> Result<Ap
 async fn rollback(connection: &mut SqliteConnection) -> bool {
     match sqlx::query("ROLLBACK").execute(connection).await {
         Ok(_) => true,
-        Err(error) => error.as_database_error().is_some_and(|error| error.message().contains("no transaction is active")),
+        Err(error) => {
+            error.as_database_error().is_some_and(|error| error.message().contains("no transaction is active"))
+        }
     }
 }
 
@@ -194,30 +200,21 @@ async fn known(connection: &mut SqliteConnection, batch: &Batch) -> Result<Known
     keys.dedup();
 
     let rows = Rows::of(sessions.iter().map(|id| id.uuid()));
-    let sql = "SELECT j.key, (SELECT max(version) FROM session_entry
-                   WHERE session_id = substr(?2, j.value ->> 0, j.value ->> 1))
-               FROM json_each(?1) AS j";
-    for (at, newest) in numbered::<Option<i64>>(connection, rows, sql).await? {
+    for (at, newest) in numbered::<Option<i64>>(connection, rows, FIND_VERSIONS).await? {
         if let (Some(id), Some(newest)) = (sessions.get(at), newest) {
             known.versions.insert(*id, u64::try_from(newest).unwrap_or(0));
         }
     }
     let rows = Rows::of(keys.iter().map(|id| id.uuid()));
-    let sql = "SELECT j.key, k.open_sessions
-               FROM json_each(?1) AS j CROSS JOIN data_key AS k ON k.id = substr(?2, j.value ->> 0, j.value ->> 1)";
-    for (at, seats) in numbered::<i64>(connection, rows, sql).await? {
+    for (at, seats) in numbered::<i64>(connection, rows, FIND_KEYS).await? {
         known.seats.extend(keys.get(at).map(|id: &KeyId| (*id, u32::try_from(seats).unwrap_or(u32::MAX))));
     }
     let rows = Rows::of(lookups.iter().map(|lookup| lookup.0));
-    let sql = "SELECT j.key, 1
-               FROM json_each(?1) AS j CROSS JOIN data_key AS k ON k.lookup = substr(?2, j.value ->> 0, j.value ->> 1)";
-    for (at, _) in numbered::<i64>(connection, rows, sql).await? {
+    for (at, _) in numbered::<i64>(connection, rows, FIND_LOOKUPS).await? {
         known.lookups.extend(lookups.get(at));
     }
     let rows = Rows::of(answers.iter().map(|key| key.0));
-    let sql = "SELECT j.key, 1
-               FROM json_each(?1) AS j CROSS JOIN kept_answer AS a ON a.key = substr(?2, j.value ->> 0, j.value ->> 1)";
-    for (at, _) in numbered::<i64>(connection, rows, sql).await? {
+    for (at, _) in numbered::<i64>(connection, rows, FIND_ANSWERS).await? {
         known.answers.extend(answers.get(at));
     }
     Ok(known)
@@ -252,9 +249,7 @@ async fn store(connection: &mut SqliteConnection, batch: &Batch) -> Result<(), s
         nodes.row().int(node.level.into()).int(signed(node.index)).blob(node.hash.0);
     }
     if !nodes.is_empty() {
-        let sql = "INSERT INTO tree_node (level, idx, hash)
-                   SELECT value ->> 0, value ->> 1, substr(?2, value ->> 2, value ->> 3) FROM json_each(?1)";
-        nodes.query(sql).execute(&mut *connection).await?;
+        nodes.query(INSERT_NODES).execute(&mut *connection).await?;
     }
     // One round trip to the connection's thread.
     let stored = sqlx::query(
@@ -331,16 +326,28 @@ async fn settle(connection: &mut SqliteConnection, changes: &Changes<'_>) -> Res
     Ok(())
 }
 
+const FIND_VERSIONS: &str = "SELECT j.key, (SELECT max(version) FROM session_entry
+        WHERE session_id = substr(?2, j.value ->> 0, j.value ->> 1))
+    FROM json_each(?1) AS j";
+const FIND_KEYS: &str = "SELECT j.key, k.open_sessions
+    FROM json_each(?1) AS j CROSS JOIN data_key AS k ON k.id = substr(?2, j.value ->> 0, j.value ->> 1)";
+const FIND_LOOKUPS: &str = "SELECT j.key, 1
+    FROM json_each(?1) AS j CROSS JOIN data_key AS k ON k.lookup = substr(?2, j.value ->> 0, j.value ->> 1)";
+const FIND_ANSWERS: &str = "SELECT j.key, 1
+    FROM json_each(?1) AS j CROSS JOIN kept_answer AS a ON a.key = substr(?2, j.value ->> 0, j.value ->> 1)";
+
+const INSERT_NODES: &str = "INSERT INTO tree_node (level, idx, hash)
+    SELECT value ->> 0, value ->> 1, substr(?2, value ->> 2, value ->> 3) FROM json_each(?1)";
 const INSERT_VERSIONS: &str = "INSERT INTO session_entry (session_id, version, leaf_index)
     SELECT substr(?2, value ->> 0, value ->> 1), value ->> 2, value ->> 3 FROM json_each(?1)";
 /// Before the keys of the batch are there: a new key brings its owner along.
 const UPDATE_OWNERS: &str = "UPDATE data_key SET owner = substr(?2, value ->> 2, value ->> 3)
-    FROM json_each(?1) WHERE id = substr(?2, value ->> 0, value ->> 1)";
+    FROM json_each(?1) WHERE data_key.id = substr(?2, value ->> 0, value ->> 1)";
 const INSERT_KEYS: &str = "INSERT INTO data_key (id, lookup, wrapped, open_sessions, owner)
     SELECT substr(?2, value ->> 0, value ->> 1), substr(?2, value ->> 2, value ->> 3), substr(?2, value ->> 4, value ->> 5),
         value ->> 6, substr(?2, value ->> 7, value ->> 8) FROM json_each(?1)";
 const UPDATE_SEATS: &str = "UPDATE data_key SET open_sessions = value ->> 2
-    FROM json_each(?1) WHERE id = substr(?2, value ->> 0, value ->> 1)";
+    FROM json_each(?1) WHERE data_key.id = substr(?2, value ->> 0, value ->> 1)";
 const INSERT_SESSIONS: &str = "INSERT OR REPLACE INTO session_index (session_id, realm, data_key, kind, open)
     SELECT substr(?2, value ->> 0, value ->> 1), CAST(substr(?2, value ->> 2, value ->> 3) AS TEXT),
         substr(?2, value ->> 4, value ->> 5), CAST(substr(?2, value ->> 6, value ->> 7) AS TEXT), 1 FROM json_each(?1)";
@@ -375,4 +382,40 @@ async fn credential(connection: &mut SqliteConnection, change: &CredentialChange
         }
     };
     query.execute(connection).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cost per entry must not grow with the log: every lookup is a search in an index, whatever the planner thinks of a table
+    /// that is still small.
+    #[tokio::test]
+    async fn no_statement_of_an_append_scans_a_table() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let log = SqliteLog::open(folder.path().join("log.db").as_path()).await.unwrap();
+        let close = CLOSE_SESSIONS.split(';');
+        let others = [
+            FIND_VERSIONS,
+            FIND_KEYS,
+            FIND_LOOKUPS,
+            FIND_ANSWERS,
+            INSERT_NODES,
+            INSERT_VERSIONS,
+            UPDATE_OWNERS,
+            INSERT_KEYS,
+            UPDATE_SEATS,
+            INSERT_SESSIONS,
+            UPDATE_BOUND,
+            INSERT_ANSWERS,
+        ];
+        for sql in others.into_iter().chain(close) {
+            let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+            let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain).fetch_all(&log.readers).await.unwrap();
+            assert!(!plan.is_empty());
+            for (_, _, _, step) in plan {
+                assert!(!step.starts_with("SCAN") || step.contains("VIRTUAL TABLE"), "{sql}: {step}");
+            }
+        }
+    }
 }

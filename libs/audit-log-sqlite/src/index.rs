@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use audit_log::{Answer, Credential, DataKeyRow, LogIndex, ReadError, SessionFilter};
 use session_model::{Digest, KeyId, LeafIndex, SessionId, Timestamp};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite};
+use sqlx::{QueryBuilder, Sqlite};
 use uuid::Uuid;
 
 use crate::SqliteLog;
@@ -53,8 +53,7 @@ impl LogIndex for SqliteLog {
             sql.push(" AND session_id < ").push_bind(before.uuid().as_bytes().to_vec());
         }
         sql.push(" ORDER BY session_id DESC LIMIT ").push_bind(signed(limit as u64));
-        let found: Vec<Vec<u8>> =
-            sql.build_query_scalar().fetch_all(&self.readers).await.map_err(unavailable)?;
+        let found: Vec<Vec<u8>> = sql.build_query_scalar().fetch_all(&self.readers).await.map_err(unavailable)?;
         found.iter().map(|id| uuid(id).map(SessionId::new)).collect()
     }
 
@@ -83,12 +82,11 @@ impl LogIndex for SqliteLog {
     }
 
     async fn credentials(&self) -> Result<Vec<Credential>, ReadError> {
-        let rows = sqlx::query(
-            "SELECT id, digest, realm, roles, label, created_us, revoked_us FROM credential ORDER BY seq",
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(unavailable)?;
+        let rows =
+            sqlx::query("SELECT id, digest, realm, roles, label, created_us, revoked_us FROM credential ORDER BY seq")
+                .fetch_all(&self.readers)
+                .await
+                .map_err(unavailable)?;
         rows.iter().map(credential).collect()
     }
 }

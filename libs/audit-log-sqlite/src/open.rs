@@ -185,8 +185,13 @@ pub(crate) fn unavailable(error: sqlx::Error) -> ReadError {
 }
 
 async fn connect_and_migrate(options: &SqliteConnectOptions) -> Result<SqliteConnection, OpenError> {
-    let mut connection = options.connect().await?;
-    migrator().run(&mut connection).await?;
+    // Held to the end, so that the write-ahead log is not folded in and made again for the sake of the migrations' connection.
+    let connection = options.connect().await?;
+    // A pool of one: `Migrator::run` on a plain connection makes a future that is not `Send`.
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
+    let migrated = migrator().run(&pool).await;
+    pool.close().await;
+    migrated?;
     Ok(connection)
 }
 

@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use audit_log::{
-    LogHead, LogReader, ReadError, SealedEntry, StoredBatch, StoredEntry, decode_leaves, decode_sealed,
-};
+use audit_log::{LogHead, LogReader, ReadError, SealedEntry, StoredBatch, StoredEntry, decode_leaves, decode_sealed};
 use futures::TryStreamExt;
 use merkle_log::Frontier;
 use session_model::{Digest, LeafIndex, SessionId, Timestamp, TreeSize, Version};
@@ -87,7 +85,9 @@ impl LogReader for SqliteLog {
         .fetch_all(&self.readers)
         .await
         .map_err(unavailable)?;
-        rows.into_iter().map(|(version, index)| Ok((Version(unsigned(version)?), LeafIndex(unsigned(index)?)))).collect()
+        rows.into_iter()
+            .map(|(version, index)| Ok((Version(unsigned(version)?), LeafIndex(unsigned(index)?))))
+            .collect()
     }
 
     async fn hashes(&self, level: u8, start: u64, count: u64) -> Result<Vec<Digest>, ReadError> {

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
+use sqlx::Sqlite;
 use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::Sqlite;
 
 /// Rows for one statement: a JSON array of arrays of numbers, and every blob, one after another.
 ///

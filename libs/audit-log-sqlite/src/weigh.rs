@@ -25,9 +25,8 @@ pub(crate) fn refusals(known: &Known, batch: &Batch) -> Vec<Refused> {
     for key in batch.entries.iter().filter_map(|entry| entry.claims.free_seat) {
         *weighed.seats.entry(key).or_default() -= 1;
     }
-    let weigh = |(at, entry): (usize, &audit_log::Proposed)| {
-        weighed.weigh(known, &entry.claims).map(|why| Refused { at, why })
-    };
+    let weigh =
+        |(at, entry): (usize, &audit_log::Proposed)| weighed.weigh(known, &entry.claims).map(|why| Refused { at, why });
     batch.entries.iter().enumerate().filter_map(weigh).collect()
 }
 

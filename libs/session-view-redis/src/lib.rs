@@ -21,8 +21,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt, stream};
-use redis::{Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script, ServerErrorKind, Value};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use redis::{Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, ServerErrorKind, Value};
 use session_model::{Session, SessionId, Timestamp, TreeSize};
 use session_view::{Applied, SessionView, ViewError, ViewStatus, Viewed};
 use tokio::task::JoinHandle;
@@ -94,9 +94,21 @@ pub enum ConfigError {
 }
 
 /// States applied by one script call. Redis does nothing else meanwhile, so it must stay well under a millisecond or two.
-const STATES_PER_CALL: usize = 128;
+static SPC: LazyLock<usize> = LazyLock::new(|| std::env::var("SPC").ok().and_then(|n| n.parse().ok()).unwrap_or(128));
 /// Script calls of one batch under way at once: a batch as large as a group commit's is one round trip.
-const CALLS_UNDER_WAY: usize = 8;
+const CALLS_UNDER_WAY: usize = 2048;
+
+/// A script, by its text and by the SHA-1 of it that Redis knows it by.
+struct Script {
+    text: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(text: &'static str) -> Self {
+        Self { text, hash: redis::Script::new(text).get_hash().to_owned() }
+    }
+}
 
 static APPLY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/apply.lua")));
 static MARK_USED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/mark_used.lua")));
@@ -178,9 +190,9 @@ impl RedisView {
             command.arg(script).arg(keys.len()).arg(keys).arg(arguments);
             command
         };
-        match self.link.call(Lane::Write, &command("EVALSHA", script.get_hash())).await {
+        match self.link.call(Lane::Write, &command("EVALSHA", &script.hash)).await {
             Err(CallError::Failed(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.link.call(Lane::Write, &command("EVAL", script.get_code())).await.map_err(unavailable)
+                self.link.call(Lane::Write, &command("EVAL", script.text)).await.map_err(unavailable)
             }
             answer => answer.map_err(unavailable),
         }
@@ -247,15 +259,15 @@ impl SessionView for RedisView {
     }
 
     async fn apply(&self, states: &[Arc<Session>]) -> Result<Vec<Applied>, ViewError> {
-        if states.len() <= STATES_PER_CALL {
+        if states.len() <= *SPC {
             return if states.is_empty() { Ok(Vec::new()) } else { self.apply_chunk(states).await };
         }
-        let calls = stream::iter(states.chunks(STATES_PER_CALL)).map(|chunk| self.apply_chunk(chunk));
-        calls.buffered(CALLS_UNDER_WAY).try_concat().await
+        let calls: Vec<_> = states.chunks(*SPC).map(|chunk| self.apply_chunk(chunk)).collect();
+        stream::iter(calls).buffered(CALLS_UNDER_WAY).try_concat().await
     }
 
     async fn mark_used(&self, uses: &[(SessionId, Timestamp)]) -> Result<(), ViewError> {
-        for uses in uses.chunks(STATES_PER_CALL) {
+        for uses in uses.chunks(*SPC) {
             let mut keys = vec![self.shared_key("due")];
             keys.extend(uses.iter().map(|(id, _)| self.key(*id)));
             let texts: Vec<_> = uses.iter().map(|(id, at)| (id.to_string(), at.as_micros().to_be_bytes())).collect();

@@ -75,7 +75,7 @@ impl Link {
             Lane::Read => lines.reads.clone(),
             Lane::Write => lines.writes.clone(),
         };
-        let answer = connection.send_packed_command(command).await.and_then(|value| Ok(value.extract_error()?));
+        let answer = connection.send_packed_command(command).await.and_then(Value::extract_error);
         match &answer {
             Err(error) if is_outage(error) => {
                 let failures = lines.failures.fetch_add(1, Relaxed) + 1;

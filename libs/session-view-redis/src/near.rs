@@ -98,29 +98,42 @@ impl NearCache {
             let (entry, _) = held.remove();
             self.forget(&mut shard.bytes, &entry);
         }
-        let Some(viewed) = viewed else { return };
-        if !ticket.is_some_and(|ticket| ticket.0 == shard.invalidations) || !self.is_open() {
-            return;
+        let taken_in = match (viewed, ticket) {
+            (Some(viewed), Some(Ticket(seen))) if seen == shard.invalidations && self.is_open() => {
+                self.take_in(shard, hash, id, viewed)
+            }
+            _ => false,
+        };
+        if !taken_in {
+            // Somebody has seen this state and the cache does not hold it: a reader still on the way with an older one
+            // must not bring it in, or the session would seem to go back.
+            shard.invalidations += 1;
         }
-        let weight = OVERHEAD
-            + match viewed {
-                Viewed::Active(session) => session_bytes(session),
-                Viewed::Ended(tombstone) => tombstone_bytes(tombstone),
-            };
+    }
+
+    fn take_in(&self, shard: &mut Shard, hash: u64, id: SessionId, viewed: &Viewed) -> bool {
+        let state = match viewed {
+            Viewed::Active(session) => session_bytes(session),
+            Viewed::Ended(tombstone) => tombstone_bytes(tombstone),
+        };
+        let weight = state + OVERHEAD;
         if weight > self.shard_budget {
-            return;
+            return false;
         }
         let now = self.uses.fetch_add(1, Relaxed).wrapping_add(1);
         while shard.bytes + weight > self.shard_budget {
             if !self.evict_one(shard, now) {
-                return;
+                return false;
             }
+            // As in `learn`: what is evicted was seen.
+            shard.invalidations += 1;
         }
         let entry = Entry { id, viewed: viewed.clone(), weight, used: AtomicU32::new(now) };
         shard.table.insert_unique(hash, entry, |entry| self.hasher.hash_one(entry.id));
         shard.bytes += weight;
         self.bytes.fetch_add(weight, Relaxed);
         self.held.fetch_add(1, Relaxed);
+        true
     }
 
     /// A session was, or may have been, changed.
@@ -255,8 +268,11 @@ mod tests {
         near.learn(id(1), Some(&active(1, 6)), first);
         assert!(matches!(near.peek(id(1)), Some(Viewed::Active(s)) if s.last_seen_at == seen(1, 6, 9).last_seen_at));
         // A newer state without a valid ticket is not kept, but it shows that the one held is old.
+        let behind = near.ticket(id(1));
         near.learn(id(1), Some(&active(1, 7)), None);
         assert_eq!(index(&near, 1), None);
+        near.learn(id(1), Some(&active(1, 6)), behind);
+        assert_eq!(index(&near, 1), None, "somebody has seen 7");
     }
 
     #[tokio::test(start_paused = true)]

@@ -379,10 +379,14 @@ impl SessionView for MemoryView {
     async fn due(&self, before: Timestamp, limit: usize) -> Result<Vec<SessionId>, ViewError> {
         let now = self.seconds();
         let mut due = Vec::new();
-        for shard in &self.shards {
-            let mut shard = shard.write();
-            self.purge(&mut shard, now);
-            due.append(&mut self.due_in(&mut shard, before.as_micros(), limit));
+        for shards in self.shards.chunks(8) {
+            for shard in shards {
+                let mut shard = shard.write();
+                self.purge(&mut shard, now);
+                due.append(&mut self.due_in(&mut shard, before.as_micros(), limit));
+            }
+            // Where every session was used since the index was told of it, moving them takes a while.
+            tokio::task::yield_now().await;
         }
         due.sort_unstable();
         due.truncate(limit);

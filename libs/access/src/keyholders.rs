@@ -1,0 +1,97 @@
+//! Who holds which key: a copy of the store's credentials in memory, kept fresh.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use audit_log::{Credential, LogStore, ReadError};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use parking_lot::RwLock;
+use session_model::{Actor, Digest, RealmName, Role};
+
+use crate::{ApiKey, Permission, may};
+
+/// Somebody who presented a good credential.
+#[derive(Debug)]
+pub struct Keyholder {
+    /// Id of the credential.
+    pub id: String,
+    /// Realm it belongs to.
+    pub realm: RealmName,
+    roles: Vec<Role>,
+    limiter: Option<DefaultDirectRateLimiter>,
+}
+
+impl Keyholder {
+    /// The holder in the first of its roles that may do this.
+    pub fn acting(&self, permission: Permission) -> Option<Actor> {
+        let role = self.roles.iter().copied().find(|role| may(*role, permission))?;
+        Some(Actor { id: self.id.clone(), role })
+    }
+}
+
+/// Why a credential opens nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// No key, or no known key, or a revoked one.
+    Unknown,
+    /// Too many requests for now.
+    TooMany,
+}
+
+/// Every keyholder, by the digest of the key.
+#[derive(Debug, Default)]
+pub struct Keyholders {
+    known: RwLock<HashMap<Digest, Arc<Keyholder>>>,
+    /// Requests a second a key of each realm may make.
+    rates: HashMap<RealmName, u32>,
+}
+
+impl Keyholders {
+    /// Nobody yet; `rates` says how many requests a second a key of each realm may make, where that is limited.
+    pub fn new(rates: HashMap<RealmName, u32>) -> Self {
+        Self { known: RwLock::default(), rates }
+    }
+
+    /// Reads the credentials anew. A revoked key opens nothing from here on.
+    ///
+    /// # Errors
+    /// [`ReadError`]: those known stay known.
+    pub async fn refresh(&self, log: &dyn LogStore) -> Result<(), ReadError> {
+        let credentials = log.credentials().await?;
+        let mut known = self.known.write();
+        let mut fresh = HashMap::with_capacity(credentials.len());
+        for credential in credentials.into_iter().filter(|credential| credential.revoked_at.is_none()) {
+            // A known holder keeps its rate limiter, and with it what it has used up.
+            let holder = known.remove(&credential.digest);
+            let digest = credential.digest;
+            fresh.insert(digest, holder.unwrap_or_else(|| Arc::new(self.holder(credential))));
+        }
+        *known = fresh;
+        Ok(())
+    }
+
+    fn holder(&self, credential: Credential) -> Keyholder {
+        let rate = self.rates.get(&credential.realm).and_then(|rate| NonZeroU32::new(*rate));
+        Keyholder {
+            id: credential.id,
+            realm: credential.realm,
+            roles: credential.roles,
+            limiter: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
+        }
+    }
+
+    /// Who holds this key.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn authenticate(&self, key: &str) -> Result<Arc<Keyholder>, Denied> {
+        let digest = ApiKey::digest_of(key).map_err(|_| Denied::Unknown)?;
+        // Found by a digest of 256 random bits: what the look-up's time may tell is of no use without the key.
+        let holder = self.known.read().get(&digest).cloned().ok_or(Denied::Unknown)?;
+        match &holder.limiter {
+            Some(limiter) if limiter.check().is_err() => Err(Denied::TooMany),
+            Some(_) | None => Ok(holder),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Who asks, in which trace, having seen what.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use access::{Denied, Keyholders, Permission};
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::{HttpMessage, HttpRequest};
+use sealing::{Ids, sha256};
+use session_model::{LeafIndex, Protocol};
+use session_service::{Caller, Idempotency};
+
+use crate::problem::{Problem, ProblemCode};
+
+/// The W3C trace context of a request: taken from `traceparent` if that is good, else new.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    parent: String,
+}
+
+impl Trace {
+    /// The trace of a request; the same each time it is asked for.
+    pub fn of(request: &HttpRequest) -> Self {
+        if let Some(known) = request.extensions().get::<Self>() {
+            return known.clone();
+        }
+        let trace = Self::read(request.headers());
+        request.extensions_mut().insert(trace.clone());
+        trace
+    }
+
+    fn read(headers: &HeaderMap) -> Self {
+        let random = Ids.secret().unwrap_or([1; 32]);
+        let hex = |bytes: &[u8]| {
+            bytes.iter().fold(String::with_capacity(32), |mut text, byte| {
+                // Writing to a String cannot fail.
+                let _always = write!(text, "{byte:02x}");
+                text
+            })
+        };
+        let (trace, span) = random.split_at(16);
+        let span = hex(span.get(..8).unwrap_or_default());
+        let given = headers.get("traceparent").and_then(|value| value.to_str().ok()).and_then(given_trace);
+        let trace = given.map_or_else(|| hex(trace), str::to_owned);
+        Self { parent: format!("00-{trace}-{span}-01") }
+    }
+
+    /// The trace id: 32 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        self.parent.get(3..35).unwrap_or_default()
+    }
+
+    /// The `traceparent` to answer with.
+    pub fn parent(&self) -> &str {
+        &self.parent
+    }
+}
+
+/// The trace id of a `traceparent` header (W3C Trace Context section 3.2).
+fn given_trace(value: &str) -> Option<&str> {
+    let mut parts = value.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let good = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(span, 16) && hex(flags, 2);
+    (good && trace.bytes().any(|b| b != b'0') && span.bytes().any(|b| b != b'0')).then_some(trace)
+}
+
+/// Counts refusals at the gate, by reason.
+pub type GateCounter = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// Lets requests in.
+#[derive(Clone)]
+pub struct Gate {
+    holders: Arc<Keyholders>,
+    refused: GateCounter,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gate")
+    }
+}
+
+impl Gate {
+    /// A gate for these keyholders.
+    pub fn new(holders: Arc<Keyholders>, refused: GateCounter) -> Self {
+        Self { holders, refused }
+    }
+
+    /// Lets a request in, if its credential allows what it asks.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 401 without a good credential, 403 without the permission, 429 if there are too many requests,
+    /// 400 if a header of ours is malformed.
+    pub fn admit(&self, request: &HttpRequest, permission: Permission) -> Result<Request, Problem> {
+        let holder = match self.holders.authenticate(bearer(request.headers())) {
+            Ok(holder) => holder,
+            Err(Denied::Unknown) => {
+                (self.refused)("credential");
+                return Err(Problem::new(ProblemCode::CredentialRequired, "send Authorization: Bearer with an API key")
+                    .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\""));
+            }
+            Err(Denied::TooMany) => {
+                (self.refused)("rate");
+                return Err(Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key"));
+            }
+        };
+        let Some(actor) = holder.acting(permission) else {
+            (self.refused)("role");
+            return Err(Problem::new(ProblemCode::NotAllowed, "the credential's roles do not include this"));
+        };
+        let min_index = match request.headers().get("counterfoil-min-index") {
+            None => None,
+            Some(value) => Some(value.to_str().ok().and_then(|text| text.parse().ok()).map(LeafIndex).ok_or_else(
+                || Problem::malformed("#header/counterfoil-min-index", "must be a leaf index"),
+            )?),
+        };
+        let trace = Trace::of(request);
+        Ok(Request {
+            caller: Caller {
+                realm: holder.realm.clone(),
+                actor,
+                protocol: Protocol::Rest,
+                origin: request.peer_addr().map(|peer| plain(peer.ip())),
+                request_id: None,
+                trace_id: Some(trace.id().to_owned()),
+                min_index,
+            },
+        })
+    }
+}
+
+/// An IPv4 client of a dual-stack listener is an IPv4 client.
+fn plain(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+fn bearer(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or("");
+    match value.split_once(' ') {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+        Some(_) | None => "",
+    }
+}
+
+/// A request that was let in.
+#[derive(Debug)]
+pub struct Request {
+    /// Who asks.
+    pub caller: Caller,
+}
+
+impl Request {
+    /// The request's idempotency key, if it has one, and what it stands for.
+    ///
+    /// # Errors
+    /// A 400 [`Problem`] if the key is empty, longer than 255 bytes or not visible ASCII.
+    pub fn idempotency(&self, request: &HttpRequest, body: &[u8]) -> Result<Option<Idempotency>, Problem> {
+        let Some(value) = request.headers().get("idempotency-key") else { return Ok(None) };
+        let key = value.as_bytes();
+        if key.is_empty() || key.len() > 255 || !key.iter().all(|byte| (0x20..0x7f).contains(byte)) {
+            return Err(Problem::malformed("#header/idempotency-key", "must be 1 to 255 visible ASCII characters"));
+        }
+        let scoped = [self.caller.actor.id.as_bytes(), &[0], key].concat();
+        let what = [request.method().as_str().as_bytes(), &[0], request.path().as_bytes(), &[0], body].concat();
+        Ok(Some(Idempotency { key: sha256(&scoped), request: sha256(&what) }))
+    }
+}
+
+/// The query parameters of a request, each at most once, of these names only.
+///
+/// # Errors
+/// A 400 [`Problem`] naming what is unknown, doubled or not UTF-8.
+pub fn query<const N: usize>(request: &HttpRequest, names: [&str; N]) -> Result<[Option<String>; N], Problem> {
+    let mut found = [const { None }; N];
+    let text = request.query_string();
+    if text.is_empty() {
+        return Ok(found);
+    }
+    let pairs = actix_web::web::Query::<Vec<(String, String)>>::from_query(text)
+        .map_err(|_| Problem::malformed("#query", "is not a query string in UTF-8"))?;
+    for (name, value) in pairs.into_inner() {
+        let pointer = format!("#query/{name}");
+        let known = names.iter().position(|known| *known == name);
+        let slot = known.and_then(|at| found.get_mut(at));
+        match slot {
+            None => return Err(Problem::malformed(&pointer, "is not a parameter of this request")),
+            Some(Some(_)) => return Err(Problem::malformed(&pointer, "stands twice")),
+            Some(slot @ None) => *slot = Some(value),
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_traceparent_is_kept_and_a_bad_one_replaced() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let good = format!("00-{trace}-00f067aa0ba902b7-01");
+        assert_eq!(given_trace(&good), Some(trace));
+        for bad in ["", "00", &good.to_uppercase(), &good.replace(trace, &"0".repeat(32)), &format!("ff{}", &good[2..])] {
+            assert_eq!(given_trace(bad), None, "{bad}");
+        }
+        assert_eq!(Trace::read(&HeaderMap::new()).id().len(), 32);
+    }
+}

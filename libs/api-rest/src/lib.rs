@@ -1,0 +1,65 @@
+//! REST: JSON to commands and back. No logic of its own: what may happen is decided in `session-model`, and done in
+//! `session-service`.
+
+mod documents;
+mod openapi;
+mod sessions;
+
+pub use documents::{EndedDocument, PageDocument, ReceiptDocument, SessionDocument, ValidationDocument};
+pub use openapi::{configure_docs, openapi_json};
+
+use std::fmt;
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use api_http::{Gate, Problem, ProblemCode, answer};
+use session_service::SessionService;
+
+/// Something that happened, for whoever counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observed<'a> {
+    /// A session began.
+    Created,
+    /// A token was rotated.
+    Renewed,
+    /// A session ended, for this reason.
+    Ended(&'a str),
+    /// A token was validated: `active`, or the reason why not.
+    Validated(&'static str),
+    /// An answer was replayed under its idempotency key.
+    Replayed,
+}
+
+/// Is told of what happened.
+pub type Observer = Arc<dyn Fn(Observed<'_>) + Send + Sync>;
+
+/// What the REST interface is made of.
+#[derive(Clone)]
+pub struct RestApi {
+    /// Does what is asked.
+    pub service: Arc<SessionService>,
+    /// Lets requests in.
+    pub gate: Gate,
+    /// Counts.
+    pub observer: Observer,
+    /// Origin of the log, as receipts name it.
+    pub origin: Arc<str>,
+    /// Bytes a body may have.
+    pub max_body: usize,
+}
+
+impl fmt::Debug for RestApi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RestApi({})", self.origin)
+    }
+}
+
+/// Adds the routes of sessions and receipts.
+pub fn configure(config: &mut web::ServiceConfig) {
+    sessions::configure(config);
+}
+
+/// Answers every path that is not there.
+pub async fn not_found(request: HttpRequest) -> HttpResponse {
+    answer(&request, Err(Problem::new(ProblemCode::NotFound, "see /openapi.json for what there is")))
+}

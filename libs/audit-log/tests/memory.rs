@@ -1,0 +1,11 @@
+//! The memory log passes the suite that every log passes.
+
+use std::sync::Arc;
+
+use audit_log::{LogStore, MemoryLog};
+
+async fn build() -> (Arc<dyn LogStore>, ()) {
+    (Arc::new(MemoryLog::new()), ())
+}
+
+audit_log::conformance_tests!(memory, build);

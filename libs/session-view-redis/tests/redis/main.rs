@@ -1,0 +1,30 @@
+//! The view against a real Redis: the conformance suite, several nodes on one Redis, outages, rubbish in Redis.
+//!
+//! `TEST_REDIS_URL` names the Redis; tests that stop, freeze or flush one start a `redis-server` of their own.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod outage;
+mod rubbish;
+mod sharing;
+mod support;
+
+use std::sync::Arc;
+
+use session_view::SessionView;
+
+use crate::support::{Namespace, tracked};
+
+async fn with_near_cache() -> (Arc<dyn SessionView>, Namespace) {
+    let namespace = Namespace::new().await;
+    (Arc::new(tracked(namespace.config()).await), namespace)
+}
+
+async fn without_near_cache() -> (Arc<dyn SessionView>, Namespace) {
+    let namespace = Namespace::new().await;
+    let mut config = namespace.config();
+    config.near_cache_bytes = 0;
+    (Arc::new(session_view_redis::RedisView::connect(config).await.unwrap()), namespace)
+}
+
+session_view::conformance_tests!(conformance, with_near_cache);
+session_view::conformance_tests!(conformance_without_near_cache, without_near_cache);

@@ -1,0 +1,165 @@
+//! A Redis to test with.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use session_model::Session;
+use session_view::{Applied, SessionView};
+use session_view_redis::{RedisView, RedisViewConfig};
+use testcontainers_modules::redis::Redis as RedisImage;
+use testcontainers_modules::testcontainers::runners::AsyncRunner;
+use testcontainers_modules::testcontainers::{ContainerAsync, ImageExt};
+use tokio::time::{Instant, sleep};
+
+pub(crate) const KEY: [u8; 32] = [7; 32];
+
+/// A namespace of its own in the Redis that the tests share. Emptied when dropped.
+pub(crate) struct Namespace {
+    pub(crate) url: String,
+    pub(crate) name: String,
+    _container: Option<ContainerAsync<RedisImage>>,
+}
+
+impl Namespace {
+    pub(crate) async fn new() -> Self {
+        let mut random = [0; 8];
+        openssl::rand::rand_bytes(&mut random).unwrap();
+        let name = format!("test-{:016x}", u64::from_be_bytes(random));
+        if let Ok(url) = std::env::var("TEST_REDIS_URL") {
+            return Self { url, name, _container: None };
+        }
+        assert!(
+            std::env::var("COUNTERFOIL_TEST_CONTAINERS").is_ok_and(|on| on == "1"),
+            "no Redis to test with: run ./test, which starts one; or set TEST_REDIS_URL=redis://…; or set \
+             COUNTERFOIL_TEST_CONTAINERS=1 to have Docker start one for each test"
+        );
+        let container = RedisImage::default().with_tag("7").start().await.expect("Docker starts Redis");
+        let port = container.get_host_port_ipv4(6379).await.unwrap();
+        Self { url: format!("redis://127.0.0.1:{port}"), name, _container: Some(container) }
+    }
+
+    pub(crate) fn config(&self) -> RedisViewConfig {
+        patient(RedisViewConfig::new(&self.url, &self.name, KEY))
+    }
+
+    pub(crate) async fn raw(&self) -> MultiplexedConnection {
+        raw(&self.url).await
+    }
+
+    pub(crate) fn key(&self, what: impl std::fmt::Display) -> String {
+        format!("{{{}}}:{what}", self.name)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let script = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', key) end";
+        let mut delete = redis::cmd("EVAL");
+        delete.arg(script).arg(0).arg(self.key("*"));
+        // A Redis that is gone has nothing left of it.
+        let _ = redis::Client::open(self.url.as_str())
+            .and_then(|client| client.get_connection())
+            .and_then(|mut connection| delete.query::<()>(&mut connection));
+    }
+}
+
+/// A `redis-server` of the test's own, to stop, freeze and flush.
+pub(crate) struct Server {
+    child: Child,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let folder = tempfile::tempdir().unwrap();
+        let server = Self { child: spawn(port, &folder), port, folder };
+        server.answers().await;
+        server
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn config(&self) -> RedisViewConfig {
+        RedisViewConfig::new(self.url(), "own", KEY)
+    }
+
+    /// As `kill -9` does.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) async fn start_again(&mut self) {
+        self.child = spawn(self.port, &self.folder);
+        self.answers().await;
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+
+    async fn answers(&self) {
+        within(Duration::from_secs(10), "redis-server answers", async || {
+            let Ok(client) = redis::Client::open(self.url()) else { return false };
+            let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
+            redis::cmd("PING").query_async::<String>(&mut connection).await.is_ok()
+        })
+        .await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(port: u16, folder: &tempfile::TempDir) -> Child {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"])
+        .arg(folder.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-server, which tests of outages start themselves, is on the PATH")
+}
+
+/// The machine that tests run on may be busy with other things: only the tests of timeouts use the short one.
+fn patient(mut config: RedisViewConfig) -> RedisViewConfig {
+    config.operation_timeout = Duration::from_secs(5);
+    config
+}
+
+/// A view whose near cache is in use.
+pub(crate) async fn tracked(config: RedisViewConfig) -> RedisView {
+    let view = RedisView::connect(config).await.unwrap();
+    within(Duration::from_secs(10), "tracking is on", async || view.is_tracking()).await;
+    view
+}
+
+pub(crate) async fn raw(url: &str) -> MultiplexedConnection {
+    redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+pub(crate) async fn applied(view: &RedisView, state: Session) {
+    assert_eq!(view.apply(&[Arc::new(state)]).await.unwrap(), [Applied::Yes]);
+}
+
+/// Waits until something is so; answers how long it took.
+pub(crate) async fn within(limit: Duration, what: &str, mut so: impl AsyncFnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !so().await {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        sleep(Duration::from_millis(1)).await;
+    }
+    start.elapsed()
+}
