@@ -6,7 +6,9 @@
 mod documents;
 mod routes;
 
-pub use documents::{ConsistencyDocument, EntriesDocument, EntryDocument, InclusionDocument, KeyDocument, KeysDocument};
+pub use documents::{
+    ConsistencyDocument, EntriesDocument, EntryDocument, InclusionDocument, KeyDocument, KeysDocument,
+};
 pub use routes::*;
 
 use std::sync::Arc;

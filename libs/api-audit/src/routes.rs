@@ -182,10 +182,7 @@ async fn of_realm(
     Ok((items, (reached > 0).then_some(reached)))
 }
 
-fn documents(
-    stored: impl Iterator<Item = StoredEntry>,
-    realm: &RealmName,
-) -> Result<Vec<EntryDocument>, Problem> {
+fn documents(stored: impl Iterator<Item = StoredEntry>, realm: &RealmName) -> Result<Vec<EntryDocument>, Problem> {
     stored.filter_map(|entry| document(entry, realm).transpose()).collect()
 }
 

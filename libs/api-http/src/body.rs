@@ -83,8 +83,8 @@ impl<'a> Fields<'a> {
         if or_empty && body.is_empty() {
             return Ok(Self { members: Vec::new(), bad: Vec::new(), at: String::new() });
         }
-        let text = std::str::from_utf8(body)
-            .map_err(|_| Problem::new(ProblemCode::MalformedJson, "the body is not UTF-8"))?;
+        let text =
+            std::str::from_utf8(body).map_err(|_| Problem::new(ProblemCode::MalformedJson, "the body is not UTF-8"))?;
         let malformed = |failure: serde_json::Error| {
             let place = format!("at line {} column {}", failure.line(), failure.column());
             Problem::new(ProblemCode::MalformedJson, place)
@@ -282,7 +282,11 @@ mod tests {
     #[test]
     fn what_is_not_json_is_400_and_what_is_no_object_is_422() {
         for body in ["{", "", "{\"a\":}", "{\"a\":1}x", "\u{feff}{}"] {
-            assert_eq!(Fields::of_body(body.as_bytes(), false).unwrap_err().code(), ProblemCode::MalformedJson, "{body}");
+            assert_eq!(
+                Fields::of_body(body.as_bytes(), false).unwrap_err().code(),
+                ProblemCode::MalformedJson,
+                "{body}"
+            );
         }
         assert_eq!(Fields::of_body(b"\xff{}", false).unwrap_err().code(), ProblemCode::MalformedJson);
         assert_eq!(Fields::of_body(b"[]", false).unwrap_err().code(), ProblemCode::ValidationFailed);

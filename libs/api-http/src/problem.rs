@@ -264,7 +264,9 @@ impl From<ServiceError> for Problem {
         use ProblemCode as C;
         match failure {
             ServiceError::NotFound => Self::new(C::SessionNotFound, "there is no such session in this realm"),
-            ServiceError::Ended(ended) => Self::new(C::SessionEnded, format!("ended at {}: {}", ended.at, ended.reason)),
+            ServiceError::Ended(ended) => {
+                Self::new(C::SessionEnded, format!("ended at {}: {}", ended.at, ended.reason))
+            }
             ServiceError::StaleVersion { current } => {
                 Self::new(C::VersionConflict, format!("the session is at version {current}"))
             }
@@ -286,12 +288,13 @@ impl From<ServiceError> for Problem {
                 Self::new(C::LogUnavailable, "try again shortly")
             }
             ServiceError::Unavailable(Unavailable::Overloaded) => Self::new(C::Overloaded, "try again shortly"),
-            ServiceError::Unavailable(Unavailable::ViewFull) => Self::new(C::ViewFull, "end sessions, or raise view.memory_bytes"),
+            ServiceError::Unavailable(Unavailable::ViewFull) => {
+                Self::new(C::ViewFull, "end sessions, or raise view.memory_bytes")
+            }
             ServiceError::Unavailable(Unavailable::Behind) => Self::new(C::NotCaughtUp, "try again shortly"),
-            ServiceError::OutcomeUnknown => Self::new(
-                C::OutcomeUnknown,
-                "read the session, or repeat the request with the same Idempotency-Key",
-            ),
+            ServiceError::OutcomeUnknown => {
+                Self::new(C::OutcomeUnknown, "read the session, or repeat the request with the same Idempotency-Key")
+            }
             ServiceError::NothingToDo | ServiceError::Internal(_) => {
                 error!(%failure, "a request failed by our own fault");
                 Self::new(C::Internal, "the fault is ours; quote the trace id")

@@ -100,8 +100,11 @@ impl Gate {
             Ok(holder) => holder,
             Err(Denied::Unknown) => {
                 (self.refused)("credential");
-                return Err(Problem::new(ProblemCode::CredentialRequired, "send Authorization: Bearer with an API key")
-                    .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\""));
+                return Err(Problem::new(
+                    ProblemCode::CredentialRequired,
+                    "send Authorization: Bearer with an API key",
+                )
+                .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\""));
             }
             Err(Denied::TooMany) => {
                 (self.refused)("rate");
@@ -114,9 +117,14 @@ impl Gate {
         };
         let min_index = match request.headers().get("counterfoil-min-index") {
             None => None,
-            Some(value) => Some(value.to_str().ok().and_then(|text| text.parse().ok()).map(LeafIndex).ok_or_else(
-                || Problem::malformed("#header/counterfoil-min-index", "must be a leaf index"),
-            )?),
+            Some(value) => Some(
+                value
+                    .to_str()
+                    .ok()
+                    .and_then(|text| text.parse().ok())
+                    .map(LeafIndex)
+                    .ok_or_else(|| Problem::malformed("#header/counterfoil-min-index", "must be a leaf index"))?,
+            ),
         };
         let trace = Trace::of(request);
         Ok(Request {
@@ -204,7 +212,8 @@ mod tests {
         let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
         let good = format!("00-{trace}-00f067aa0ba902b7-01");
         assert_eq!(given_trace(&good), Some(trace));
-        for bad in ["", "00", &good.to_uppercase(), &good.replace(trace, &"0".repeat(32)), &format!("ff{}", &good[2..])] {
+        for bad in ["", "00", &good.to_uppercase(), &good.replace(trace, &"0".repeat(32)), &format!("ff{}", &good[2..])]
+        {
             assert_eq!(given_trace(bad), None, "{bad}");
         }
         assert_eq!(Trace::read(&HeaderMap::new()).id().len(), 32);

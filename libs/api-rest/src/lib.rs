@@ -5,7 +5,10 @@ mod documents;
 mod openapi;
 mod sessions;
 
-pub use documents::{EndedDocument, PageDocument, ReceiptDocument, SessionDocument, ValidationDocument};
+pub use documents::{
+    AuthenticationDocument, ClientDocument, EndedDocument, KindWord, PageDocument, ReasonWord, ReceiptDocument,
+    SessionDocument, StateWord, ValidationDocument,
+};
 pub use openapi::{configure_docs, openapi_json};
 
 use std::fmt;

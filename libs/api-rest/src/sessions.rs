@@ -1,8 +1,8 @@
 //! The routes of sessions and receipts.
 
 use access::Permission;
-use actix_web::http::header::{self, HeaderValue};
 use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use api_http::{BadField, Cursor, Fields, Problem, ProblemCode, ProblemDocument, Request, answer, query, read_body};
 use serde::Deserialize;
@@ -232,7 +232,9 @@ fn reason(given: Option<String>) -> Result<EndReason, Problem> {
 }
 
 fn kind(given: Option<String>) -> Result<Option<Kind>, Problem> {
-    given.map(|word| kind_of(&word).ok_or_else(|| Problem::malformed("#query/kind", "is not a kind of session"))).transpose()
+    given
+        .map(|word| kind_of(&word).ok_or_else(|| Problem::malformed("#query/kind", "is not a kind of session")))
+        .transpose()
 }
 
 fn kind_of(word: &str) -> Option<Kind> {
@@ -304,8 +306,7 @@ fn new_session(body: &[u8], limits: &Limits) -> Result<NewSession, Problem> {
         }
     };
     let client = fields.object("client").map(|mut inner| {
-        let client =
-            Client { address: inner.address("address"), user_agent: inner.text("user_agent", USER_AGENT) };
+        let client = Client { address: inner.address("address"), user_agent: inner.text("user_agent", USER_AGENT) };
         fields.finish_inner(inner);
         client
     });
@@ -495,7 +496,9 @@ async fn no_body(api: &RestApi, request: &HttpRequest, payload: web::Payload) ->
     if !request.headers().contains_key(header::CONTENT_TYPE) {
         return match payload.to_bytes_limited(2).await {
             Ok(Ok(bytes)) if bytes.is_empty() => Ok(bytes),
-            Ok(Ok(_)) | Err(_) => Err(Problem::new(ProblemCode::UnsupportedMediaType, "send no body, or application/json")),
+            Ok(Ok(_)) | Err(_) => {
+                Err(Problem::new(ProblemCode::UnsupportedMediaType, "send no body, or application/json"))
+            }
             Ok(Err(_)) => Err(Problem::new(ProblemCode::MalformedRequest, "the body broke off or is wrongly framed")),
         };
     }
@@ -541,8 +544,7 @@ pub(crate) async fn authenticate(api: web::Data<RestApi>, request: HttpRequest, 
         fields.done()?;
         let idempotency = asked.idempotency(&request, &body)?;
         let methods = methods.unwrap_or_default();
-        let changed =
-            api.service.authenticate(&asked.caller, id, subject.into(), methods, level, idempotency).await?;
+        let changed = api.service.authenticate(&asked.caller, id, subject.into(), methods, level, idempotency).await?;
         (api.observer)(Observed::Renewed);
         api.changed(StatusCode::OK, &changed)
     };
@@ -676,10 +678,7 @@ pub(crate) async fn list(api: web::Data<RestApi>, request: HttpRequest) -> HttpR
             response.insert_header((header::LINK, next_link(&request, &next)));
         }
         body.push(b'}');
-        Ok(response
-            .content_type("application/json")
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .body(body))
+        Ok(response.content_type("application/json").insert_header((header::CACHE_CONTROL, "no-store")).body(body))
     };
     answer(&request, outcome.await)
 }
@@ -796,4 +795,3 @@ pub(crate) async fn receipt(api: web::Data<RestApi>, request: HttpRequest) -> Ht
     };
     answer(&request, outcome.await)
 }
-

@@ -1,1 +1,14 @@
-//! The log in postgres.
+//! The log in PostgreSQL.
+//!
+//! The service's role may read, and execute a handful of `SECURITY DEFINER` functions; that is all it may do. An append is one
+//! round trip to one of them, `counterfoil.append`, which locks the head row, weighs every claim, and stores the batch or
+//! nothing. `migrations/postgres` has the schema and the reasons for it.
+//!
+//! Start with [`PostgresLog::connect`].
+
+mod append;
+mod index;
+mod open;
+mod read;
+
+pub use open::{OpenError, PostgresConfig, PostgresLog, migrate};

@@ -2,16 +2,17 @@
 
 use async_trait::async_trait;
 use audit_log::{
-    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, LogWriter, ReadError, encode_leaves, encode_sealed,
+    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, Known, LogWriter, ReadError, encode_leaves,
+    encode_sealed, refusals,
 };
 use session_model::{KeyId, SessionId, Timestamp, TreeSize};
 use sqlx::{Row, SqliteConnection};
 
 use crate::SqliteLog;
+use crate::changes::Changes;
 use crate::open::{signed, unavailable};
 use crate::read::head;
 use crate::rows::Rows;
-use crate::weigh::{Changes, Known, refusals};
 
 /// Why a batch was not committed, as far as this module is concerned.
 enum Failed {
@@ -242,8 +243,6 @@ where
 
 /// Tree nodes, leaves, sealed parts, hashes and head. The head last: triggers compare the rows before it with the old one.
 async fn store(connection: &mut SqliteConnection, batch: &Batch) -> Result<(), sqlx::Error> {
-    let hashes: Vec<u8> = batch.entries.iter().flat_map(|entry| entry.hash.0).collect();
-    let sealed = encode_sealed(batch.entries.iter().map(|entry| entry.sealed.as_ref()));
     let mut nodes = Rows::new();
     for node in &batch.nodes {
         nodes.row().int(node.level.into()).int(signed(node.index)).blob(node.hash.0);
@@ -251,24 +250,34 @@ async fn store(connection: &mut SqliteConnection, batch: &Batch) -> Result<(), s
     if !nodes.is_empty() {
         nodes.query(INSERT_NODES).execute(&mut *connection).await?;
     }
-    // One round trip to the connection's thread.
-    let stored = sqlx::query(
-        "INSERT INTO batch (first, count, leaves, checkpoint) VALUES (?1, ?2, ?3, ?4);
-         INSERT INTO sealed_batch (first, parts) VALUES (?1, ?5);
-         INSERT INTO leaf_hashes (first, hashes) VALUES (?1, ?6);
-         UPDATE log_head SET size = ?1 + ?2, time_us = ?7, frontier = ?8, checkpoint = ?4 WHERE size = ?1",
-    )
-    .bind(signed(batch.expected.0))
-    .bind(signed(batch.entries.len() as u64))
-    .bind(leaves(batch))
-    .bind(batch.checkpoint.clone())
-    .bind(sealed)
-    .bind(hashes)
-    .bind(batch.head.time.as_micros())
-    .bind(batch.head.frontier.to_bytes())
-    .execute(&mut *connection)
-    .await;
-    stored.map(drop)
+    let first = signed(batch.expected.0);
+    let count = signed(batch.entries.len() as u64);
+    sqlx::query("INSERT INTO batch (first, count, leaves, checkpoint) VALUES (?1, ?2, ?3, ?4)")
+        .bind(first)
+        .bind(count)
+        .bind(leaves(batch))
+        .bind(batch.checkpoint.clone())
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("INSERT INTO sealed_batch (first, parts) VALUES (?1, ?2)")
+        .bind(first)
+        .bind(encode_sealed(batch.entries.iter().map(|entry| entry.sealed.as_ref())))
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("INSERT INTO leaf_hashes (first, hashes) VALUES (?1, ?2)")
+        .bind(first)
+        .bind(batch.entries.iter().flat_map(|entry| entry.hash.0).collect::<Vec<u8>>())
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("UPDATE log_head SET size = ?1 + ?2, time_us = ?3, frontier = ?4, checkpoint = ?5 WHERE size = ?1")
+        .bind(first)
+        .bind(count)
+        .bind(batch.head.time.as_micros())
+        .bind(batch.head.frontier.to_bytes())
+        .bind(batch.checkpoint.clone())
+        .execute(&mut *connection)
+        .await
+        .map(drop)
 }
 
 /// What the claims come to.

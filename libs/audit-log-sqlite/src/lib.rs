@@ -10,10 +10,10 @@
 //! Start with [`SqliteLog::open`].
 
 mod append;
+mod changes;
 mod index;
 mod open;
 mod read;
 mod rows;
-mod weigh;
 
 pub use open::{OpenError, SqliteLog, SqliteLogOptions};

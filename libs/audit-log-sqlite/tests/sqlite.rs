@@ -1,5 +1,7 @@
 //! The log in SQLite: the suite that every log passes, and what only a file can go through.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking, too")]
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -153,6 +155,7 @@ async fn a_copy_taken_in_full_flight_is_a_whole_log() {
             if size.0 > 200 * (copy + 1) {
                 break size;
             }
+            assert!(!writing.is_finished(), "the writer failed");
             tokio::task::yield_now().await;
         };
         let to = folder.0.path().join(format!("copy-{copy}.db"));
@@ -179,6 +182,7 @@ const KILLED: &str = "AUDIT_LOG_SQLITE_KILLED";
 
 /// Not a test: what [`kill_minus_nine_loses_nothing_acknowledged`] starts and kills. Says the size after each append.
 #[tokio::test]
+#[expect(clippy::print_stdout, reason = "its standard output is what the test reads")]
 #[ignore = "runs as a child of kill_minus_nine_loses_nothing_acknowledged"]
 async fn the_process_that_is_killed() {
     let Some(file) = std::env::var_os(KILLED) else { return };

@@ -60,9 +60,7 @@ pub fn decode_sealed(mut bytes: &[u8]) -> Result<Vec<Option<SealedEntry>>, Bundl
         let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| BundleError)?;
         let (part, rest) = rest.split_at_checked(length).ok_or(BundleError)?;
         parts.push(match part.split_first_chunk::<16>() {
-            Some((key, bytes)) => {
-                Some(SealedEntry { key: KeyId::new(Uuid::from_bytes(*key)), bytes: bytes.to_vec() })
-            }
+            Some((key, bytes)) => Some(SealedEntry { key: KeyId::new(Uuid::from_bytes(*key)), bytes: bytes.to_vec() }),
             None if part.is_empty() => None,
             None => return Err(BundleError),
         });

@@ -397,7 +397,11 @@ pub async fn check_log(log: &dyn LogReader) -> Vec<StoredEntry> {
         assert_eq!(frontier.size(), batch.tree_size());
         let origin = batch.checkpoint.lines().next().unwrap_or_default().to_owned();
         let unsigned = sign_checkpoint(&Checkpoint { origin, size: frontier.size(), root }, &[]).expect("a checkpoint");
-        assert!(batch.checkpoint.starts_with(&unsigned), "the checkpoint of {} is not that of its tree", frontier.size());
+        assert!(
+            batch.checkpoint.starts_with(&unsigned),
+            "the checkpoint of {} is not that of its tree",
+            frontier.size()
+        );
         checkpoints.push((frontier.size(), root));
     }
     assert_eq!(head.frontier, frontier, "the head is not that of the leaves");
@@ -405,7 +409,11 @@ pub async fn check_log(log: &dyn LogReader) -> Vec<StoredEntry> {
     assert_eq!(head.checkpoint.as_ref(), batches.last().map(|batch| &batch.checkpoint), "the head's checkpoint");
 
     for (start, run) in (0_u64..).step_by(128).zip(leaves.chunks(128)) {
-        assert_eq!(log.hashes(0, start, run.len() as u64).await.expect("leaf hashes read"), run, "leaf hashes at {start}");
+        assert_eq!(
+            log.hashes(0, start, run.len() as u64).await.expect("leaf hashes read"),
+            run,
+            "leaf hashes at {start}"
+        );
     }
     for node in nodes {
         let stored = log.hashes(node.level, node.index, 1).await.expect("a node reads");
@@ -627,7 +635,10 @@ pub async fn hashes_read_back_at_every_stored_level(log: Arc<dyn LogStore>) {
     assert_eq!(log.hashes(8, 0, 2).await.unwrap(), nodes);
     assert_eq!(log.hashes(8, 1, 1).await.unwrap(), nodes[1..]);
     for (level, start, count) in [(0, 620, 5), (0, 624, 1), (8, 1, 2), (16, 0, 1)] {
-        assert!(matches!(log.hashes(level, start, count).await, Err(ReadError::Corrupt(_))), "level {level} at {start}");
+        assert!(
+            matches!(log.hashes(level, start, count).await, Err(ReadError::Corrupt(_))),
+            "level {level} at {start}"
+        );
     }
     check_log(&*log).await;
 }
@@ -808,7 +819,13 @@ pub async fn a_cap_holds_across_batches(log: Arc<dyn LogStore>) {
 pub async fn a_cap_holds_within_a_batch(log: Arc<dyn LogStore>) {
     commit(&*log, vec![Draft::new(1).new_key(key_row(1))]).await;
     commit(&*log, vec![creates(11, key(1), 3)]).await;
-    let drafts = vec![creates(12, key(1), 3), Draft::new(2), creates(13, key(1), 3), creates(14, key(1), 3), creates(15, key(1), 3)];
+    let drafts = vec![
+        creates(12, key(1), 3),
+        Draft::new(2),
+        creates(13, key(1), 3),
+        creates(14, key(1), 3),
+        creates(15, key(1), 3),
+    ];
     refuse(&*log, drafts, &[(3, Refusal::CapReached), (4, Refusal::CapReached)]).await;
     commit(&*log, vec![creates(12, key(1), 3), creates(13, key(1), 3)]).await;
 
@@ -829,7 +846,8 @@ pub async fn seats_are_freed_before_they_are_taken(log: Arc<dyn LogStore>) {
     assert_eq!(open_sessions_of(&*log, key(1)).await, 1);
     commit(&*log, vec![ends(3, 12, 2, key(1)), creates(13, key(1), 1)]).await;
     refuse(&*log, vec![creates(14, key(1), 1)], &[(0, Refusal::CapReached)]).await;
-    commit(&*log, vec![ends(4, 13, 2, key(1)), creates(15, key(1), 1), ends(5, 15, 2, key(1)), creates(16, key(1), 1)]).await;
+    commit(&*log, vec![ends(4, 13, 2, key(1)), creates(15, key(1), 1), ends(5, 15, 2, key(1)), creates(16, key(1), 1)])
+        .await;
     assert_eq!(open_sessions_of(&*log, key(1)).await, 1);
     commit(&*log, vec![ends(6, 16, 2, key(1))]).await;
     assert_eq!(open_sessions_of(&*log, key(1)).await, 0);
@@ -847,7 +865,8 @@ pub async fn binding_moves_the_session_and_its_own_key(log: Arc<dyn LogStore>) {
     let bound = |number: u128, id: u128| {
         Draft::new(number).version(session(id), 2).existing_key(key(1)).index(SessionChange::Bound { key: key(1) })
     };
-    commit(&*log, vec![Draft::new(1).new_key(key_row(1)), Draft::new(2).new_key(key_row(2)), opened(10), opened(11)]).await;
+    commit(&*log, vec![Draft::new(1).new_key(key_row(1)), Draft::new(2).new_key(key_row(2)), opened(10), opened(11)])
+        .await;
     commit(&*log, vec![bound(3, 10)]).await;
     commit(&*log, vec![opened(12), bound(4, 12)]).await;
     let other = Draft::new(13).version(session(13), 1).existing_key(key(2)).opens(key(2));
@@ -942,8 +961,12 @@ pub async fn an_answer_is_kept_once(log: Arc<dyn LogStore>) {
     assert_eq!((answer.request, answer.answer, answer.index), (kept(1).request, kept(1).answer, LeafIndex(1)));
     assert_eq!(answer.expires, kept(1).expires);
     let other = IdempotencyClaim { request: digest(5), answer: vec![], ..kept(1) };
-    refuse(&*log, vec![Draft::new(4).answer(kept(2)), Draft::new(5).answer(other)], &[(1, Refusal::IdempotencyKeyUsed)])
-        .await;
+    refuse(
+        &*log,
+        vec![Draft::new(4).answer(kept(2)), Draft::new(5).answer(other)],
+        &[(1, Refusal::IdempotencyKeyUsed)],
+    )
+    .await;
     assert_eq!(log.answer(&digest(2)).await.unwrap(), None);
     commit(&*log, vec![Draft::new(6).answer(IdempotencyClaim { answer: vec![], ..kept(2) })]).await;
     let empty = log.answer(&digest(2)).await.unwrap().unwrap();
@@ -959,7 +982,8 @@ pub async fn an_answer_is_kept_once_in_a_batch(log: Arc<dyn LogStore>) {
 
 /// Only those that expired before the given time, only so many at once; then the key is free.
 pub async fn expired_answers_are_forgotten(log: Arc<dyn LogStore>) {
-    let expiring = |number: u128, seconds| Draft::new(number).answer(IdempotencyClaim { expires: at(seconds), ..kept(number) });
+    let expiring =
+        |number: u128, seconds| Draft::new(number).answer(IdempotencyClaim { expires: at(seconds), ..kept(number) });
     let drafts = vec![expiring(1, 10), expiring(2, 20), expiring(3, 10), expiring(4, 30), expiring(5, 10)];
     commit(&*log, drafts).await;
     assert_eq!(log.forget_expired(at(10), 100).await.unwrap(), 0, "an answer is kept until after its last moment");
@@ -978,9 +1002,15 @@ pub async fn expired_answers_are_forgotten(log: Arc<dyn LogStore>) {
 /// Neither within a call nor from one to the next.
 pub async fn marks_of_use_never_go_back(log: Arc<dyn LogStore>) {
     log.mark_uses(&[(session(1), at(5)), (session(2), at(7))]).await.unwrap();
-    log.mark_uses(&[(session(1), at(4)), (session(2), at(9)), (session(3), at(1)), (session(3), at(3)), (session(3), at(2))])
-        .await
-        .unwrap();
+    log.mark_uses(&[
+        (session(1), at(4)),
+        (session(2), at(9)),
+        (session(3), at(1)),
+        (session(3), at(3)),
+        (session(3), at(2)),
+    ])
+    .await
+    .unwrap();
     let ids = [session(3), session(9), session(1), session(2), session(1)];
     assert_eq!(log.uses(&ids).await.unwrap(), [Some(at(3)), None, Some(at(5)), Some(at(9)), Some(at(5))]);
     let many: Vec<_> = (0..3_000).map(|number| (session(100 + number), at(1))).collect();
@@ -1010,7 +1040,8 @@ pub async fn credentials_are_added_and_revoked(log: Arc<dyn LogStore>) {
     let added = |number| CredentialChange::Added(credential(number));
     commit(&*log, vec![Draft::new(1).credential(added(3)), Draft::new(2).credential(added(1))]).await;
     let again = Credential { id: "key-9".to_owned(), label: "again".to_owned(), roles: vec![], ..credential(3) };
-    commit(&*log, vec![Draft::new(3).credential(CredentialChange::Added(again)), Draft::new(4).credential(added(2))]).await;
+    commit(&*log, vec![Draft::new(3).credential(CredentialChange::Added(again)), Draft::new(4).credential(added(2))])
+        .await;
     assert_eq!(log.credentials().await.unwrap(), [credential(3), credential(1), credential(2)]);
 
     let revoked = |id: &str, seconds| CredentialChange::Revoked(id.to_owned(), at(seconds));
@@ -1049,7 +1080,12 @@ pub async fn a_refused_batch_leaves_no_trace(log: Arc<dyn LogStore>) {
     let before = log.head().await.unwrap();
     let good = || {
         vec![
-            Draft::new(10).version(session(2), 1).new_key(key_row(2)).take_seat(key(2), 1).opens(key(2)).answer(kept(1)),
+            Draft::new(10)
+                .version(session(2), 1)
+                .new_key(key_row(2))
+                .take_seat(key(2), 1)
+                .opens(key(2))
+                .answer(kept(1)),
             Draft::new(11).version(session(3), 1).existing_key(key(1)).take_seat(key(1), 1).opens(key(1)),
             Draft::new(12).version(session(1), 2).index(SessionChange::Closed),
             Draft::new(13).credential(CredentialChange::Added(credential(1))),
@@ -1242,9 +1278,7 @@ impl World {
         }
         match dice.roll(15) {
             0 => draft.credential(CredentialChange::Added(credential(dice.roll(8).into()))),
-            1 => {
-                draft.credential(CredentialChange::Revoked(format!("key-{}", dice.roll(8)), at(dice.roll(50) as i64)))
-            }
+            1 => draft.credential(CredentialChange::Revoked(format!("key-{}", dice.roll(8)), at(dice.roll(50) as i64))),
             _ => draft,
         }
     }
@@ -1284,10 +1318,7 @@ async fn same(log: &dyn LogStore, memory: &dyn LogStore) {
     keys.extend(sessions.iter().map(|id| KeyId::new(id.uuid())));
     assert_eq!(log.data_keys(&keys).await.unwrap(), memory.data_keys(&keys).await.unwrap());
     let lookups: Vec<_> = (0..u128::from(World::KEYS)).map(digest).collect();
-    assert_eq!(
-        log.data_keys_by_lookup(&lookups).await.unwrap(),
-        memory.data_keys_by_lookup(&lookups).await.unwrap()
-    );
+    assert_eq!(log.data_keys_by_lookup(&lookups).await.unwrap(), memory.data_keys_by_lookup(&lookups).await.unwrap());
     let keys = keys.into_iter().map(Some).chain([None]);
     for (key, open) in keys.flat_map(|key| [None, Some(true), Some(false)].map(|open| (key, open))) {
         let filter = SessionFilter { key, open, ..filter() };

@@ -228,7 +228,10 @@ impl<S: CommitSink> Appender<S> {
                 }
                 Ok(Ok(outcome)) => outcome,
                 Ok(Err(AppendError::Unknown(failure))) => {
-                    warn!(failure = &*failure as &dyn std::error::Error, "the fate of a batch is unknown: asking the log");
+                    warn!(
+                        failure = &*failure as &dyn std::error::Error,
+                        "the fate of a batch is unknown: asking the log"
+                    );
                     self.resolve(&batch).await
                 }
                 Err(_elapsed) => {
@@ -258,7 +261,9 @@ impl<S: CommitSink> Appender<S> {
                     self.sink.head(&head);
                     self.head = Some(head);
                 }
-                Ok(Err(failure)) => warn!(failure = &failure as &dyn std::error::Error, "the log's head cannot be read"),
+                Ok(Err(failure)) => {
+                    warn!(failure = &failure as &dyn std::error::Error, "the log's head cannot be read")
+                }
                 Err(_elapsed) => warn!("the log's head cannot be read in time"),
             }
         }

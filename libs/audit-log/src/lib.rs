@@ -13,6 +13,7 @@ mod bundle;
 mod group_commit;
 mod memory;
 mod port;
+mod weigh;
 
 #[cfg(feature = "test-util")]
 pub mod conformance;
@@ -28,3 +29,4 @@ pub use port::{
     LogHead, LogIndex, LogReader, LogStore, LogWriter, Proposed, ReadError, Refusal, Refused, SealedEntry, Seat,
     SessionChange, SessionFilter, StoredBatch, StoredEntry,
 };
+pub use weigh::{Known, refusals};

@@ -170,8 +170,7 @@ impl Weighed {
                 return Some(Refusal::DataKeyMissing);
             }
             Some(DataKeyClaim::New(row)) => {
-                let looked_up =
-                    row.lookup.is_some_and(|l| state.lookups.contains_key(&l) || self.lookups.contains(&l));
+                let looked_up = row.lookup.is_some_and(|l| state.lookups.contains_key(&l) || self.lookups.contains(&l));
                 if looked_up || state.keys.contains_key(&row.id) || self.keys.contains(&row.id) {
                     return Some(Refusal::DataKeyTaken);
                 }

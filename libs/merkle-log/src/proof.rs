@@ -175,11 +175,7 @@ pub fn check_inclusion(
 ///
 /// # Errors
 /// [`ProofError::DoesNotHold`].
-pub fn check_consistency(
-    proof: &[Digest],
-    from: (TreeSize, Digest),
-    to: (TreeSize, Digest),
-) -> Result<(), ProofError> {
+pub fn check_consistency(proof: &[Digest], from: (TreeSize, Digest), to: (TreeSize, Digest)) -> Result<(), ProofError> {
     if from.0.0 == 0 || from.0.0 > to.0.0 {
         return Err(ProofError::OutOfRange);
     }
@@ -217,7 +213,9 @@ mod tests {
             0 => tree.leaves[usize::try_from(index).unwrap()],
             _ => tree.nodes.iter().find(|node| node.level == level && node.index == index).unwrap().hash,
         };
-        plan.ranges().map(|range| (range.start..range.start + range.count).map(|i| at(range.level, i)).collect()).collect()
+        plan.ranges()
+            .map(|range| (range.start..range.start + range.count).map(|i| at(range.level, i)).collect())
+            .collect()
     }
 
     proptest! {

@@ -109,8 +109,7 @@ mod tests {
         let proof = plan.finish(&plan.ranges().map(|r| run(r.start, r.count)).collect::<Vec<_>>()).unwrap();
         let head = Checkpoint { origin: "PeterNeumann".into(), size: frontier.size(), root: frontier.root() };
         let signer = StandardSigner::new(SKEY).unwrap();
-        let receipt =
-            Receipt { index: LeafIndex(3), proof, checkpoint: sign_checkpoint(&head, &[&signer]).unwrap() };
+        let receipt = Receipt { index: LeafIndex(3), proof, checkpoint: sign_checkpoint(&head, &[&signer]).unwrap() };
         let text = receipt.to_string();
         assert_eq!(Receipt::parse(&text).unwrap(), receipt);
         assert_eq!(receipt.verify(leaves[3], known()).unwrap(), head);

@@ -106,7 +106,8 @@ impl VerifierKey {
         let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(malformed);
         };
-        let Some((ED25519, raw)) = STANDARD.decode(key).ok().and_then(|k| k.split_first().map(|(t, r)| (*t, r.to_vec())))
+        let Some((ED25519, raw)) =
+            STANDARD.decode(key).ok().and_then(|k| k.split_first().map(|(t, r)| (*t, r.to_vec())))
         else {
             return Err(malformed);
         };

@@ -226,7 +226,9 @@ fn read_object(json: &str, limits: &Limits) -> Result<Map<String, Value>, Attrib
         (_, Some(fault)) => Err(fault),
         (Ok(Value::Object(map)), None) => Ok(map),
         (Ok(_), None) => Err(AttributeError::NotAnObject("another kind of value".into())),
-        (Err(error), None) => Err(AttributeError::NotAnObject(format!("at line {} column {}", error.line(), error.column()))),
+        (Err(error), None) => {
+            Err(AttributeError::NotAnObject(format!("at line {} column {}", error.line(), error.column())))
+        }
     }
 }
 
@@ -392,7 +394,10 @@ mod tests {
         }
         assert!(matches!(parse(r#"{"":1}"#), Err(AttributeError::Key { .. })));
         assert!(matches!(parse(&format!("{{\"{}\":1}}", "k".repeat(129))), Err(AttributeError::Key { .. })));
-        assert!(matches!(parse(&format!("{{\"a\":{}1{}}}", "[".repeat(16), "]".repeat(16))), Err(AttributeError::Depth { .. })));
+        assert!(matches!(
+            parse(&format!("{{\"a\":{}1{}}}", "[".repeat(16), "]".repeat(16))),
+            Err(AttributeError::Depth { .. })
+        ));
         assert!(parse(&format!("{{\"a\":{}1{}}}", "[".repeat(15), "]".repeat(15))).is_ok());
         assert!(matches!(parse(&format!("{{\"a\":\"{}\"}}", "x".repeat(40_000))), Err(AttributeError::Bytes { .. })));
         let many: Vec<String> = (0..257).map(|i| format!("\"k{i}\":1")).collect();

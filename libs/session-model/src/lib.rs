@@ -20,15 +20,13 @@ mod token;
 
 pub use attributes::{AttributeError, Attributes, Limits, MergePatch};
 pub use command::{Command, Created, Rejection, decide, expiry};
-pub use entry::{Action, Actor, Detail, EncodeError, Format, Leaf, LeafError, Outcome, PreviousLeaf, Protocol, Role, SealedPart};
+pub use entry::{
+    Action, Actor, Detail, EncodeError, Format, Leaf, LeafError, Outcome, PreviousLeaf, Protocol, Role, SealedPart,
+};
 pub use event::{Beginning, Event, Recorded, apply};
-pub use id::{
-    Digest, EntryId, IdError, KeyId, LeafHash, LeafIndex, RealmName, SessionId, TreeSize, Version,
-};
+pub use id::{Digest, EntryId, IdError, KeyId, LeafHash, LeafIndex, RealmName, SessionId, TreeSize, Version};
 pub use policy::{BeyondCap, Field, Looser, Overrides, Policy, Profile, ReusedToken};
-pub use session::{
-    Authentication, Client, EndReason, Ended, Head, Kind, PreviousToken, Session, State, Tombstone,
-};
+pub use session::{Authentication, Client, EndReason, Ended, Head, Kind, PreviousToken, Session, State, Tombstone};
 pub use text::{TextError, check_text};
 pub use time::{Seconds, Timestamp};
 pub use token::{Token, TokenDigest, TokenError};

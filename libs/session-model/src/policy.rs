@@ -246,7 +246,8 @@ impl Policy {
             Some(value) => Ok(value),
             None => Ok(bound),
         };
-        let seconds = |name, field, asked, bound: Seconds, least| at_most(name, field, asked, bound.0, least).map(Seconds);
+        let seconds =
+            |name, field, asked, bound: Seconds, least| at_most(name, field, asked, bound.0, least).map(Seconds);
         let only = |name: &'static str, field: Field, loosened: bool, value: &str, bound: &str| {
             if !loosened {
                 return Ok(());

@@ -26,17 +26,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the interface contract.
-    pub const ALL: [Self; 9] = [
-        Self::Web,
-        Self::Api,
-        Self::Soap,
-        Self::Login,
-        Self::Sip,
-        Self::Tcp,
-        Self::Sms,
-        Self::Desktop,
-        Self::Browser,
-    ];
+    pub const ALL: [Self; 9] =
+        [Self::Web, Self::Api, Self::Soap, Self::Login, Self::Sip, Self::Tcp, Self::Sms, Self::Desktop, Self::Browser];
 
     /// The word used in every interface.
     pub const fn name(self) -> &'static str {

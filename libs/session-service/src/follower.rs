@@ -159,9 +159,8 @@ async fn catch_up(
         };
         let Some(end) = batches.last().map(StoredBatch::tree_size) else { break };
         // The next run is read while this one is opened and applied.
-        let read_ahead = async {
-            if end < size { Some(service.log.batches(LeafIndex(end.0), RUN).await) } else { None }
-        };
+        let read_ahead =
+            async { if end < size { Some(service.log.batches(LeafIndex(end.0), RUN).await) } else { None } };
         let (applied, ahead) = tokio::join!(apply_run(service, batches, rebuilding), read_ahead);
         applied?;
         next = ahead.filter(|_| service.progress.reflected().0 <= end.0);
@@ -213,7 +212,10 @@ async fn apply_run(service: &SessionService, batches: Vec<StoredBatch>, rebuildi
         states.insert(id, after);
     }
     let states: Vec<Arc<Session>> = states.into_values().flatten().map(Arc::new).collect();
-    let _applied = service.view.apply(&states).await?;
+    // A shared view has a deadline for each call: a bounded number of states keeps well within it.
+    for some in states.chunks(1_024) {
+        let _applied = service.view.apply(some).await?;
+    }
     if rebuilding {
         let active: Vec<SessionId> = states.iter().filter(|s| s.ended().is_none()).map(|s| s.id).collect();
         let uses = service.log.uses(&active).await?;
@@ -224,7 +226,10 @@ async fn apply_run(service: &SessionService, batches: Vec<StoredBatch>, rebuildi
 }
 
 /// Opening is all cryptography and parsing: two halves on two cores.
-async fn open_on_all_cores(service: &SessionService, mut entries: Vec<StoredEntry>) -> Result<Vec<Opened>, ReplayError> {
+async fn open_on_all_cores(
+    service: &SessionService,
+    mut entries: Vec<StoredEntry>,
+) -> Result<Vec<Opened>, ReplayError> {
     if entries.len() < 256 {
         return service.replay.open_run(entries).await;
     }

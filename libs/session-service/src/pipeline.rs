@@ -56,7 +56,9 @@ impl Progress {
     /// Entries `first..end` have been applied. Counts only where it joins what was applied before.
     pub(crate) fn applied(&self, first: LeafIndex, end: TreeSize) {
         let joins = |reflected: u64| (first.0 <= reflected && reflected < end.0).then_some(end.0);
-        if self.reflected.fetch_update(Ordering::AcqRel, Ordering::Acquire, joins).is_err() && self.reflected().0 < first.0 {
+        if self.reflected.fetch_update(Ordering::AcqRel, Ordering::Acquire, joins).is_err()
+            && self.reflected().0 < first.0
+        {
             self.behind.notify_one();
         }
     }

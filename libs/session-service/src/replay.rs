@@ -5,9 +5,7 @@ use std::sync::Arc;
 use audit_log::{LogStore, ReadError, StoredEntry};
 use hashbrown::HashMap;
 use sealing::DataKey;
-use session_model::{
-    Event, Head, KeyId, Leaf, Recorded, SealedPart, Session, SessionId, Version, apply,
-};
+use session_model::{Event, Head, KeyId, Leaf, Recorded, SealedPart, Session, SessionId, Version, apply};
 
 use crate::data_keys::{DataKeys, KeyError};
 

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use audit_log::{
     Claims, Credential, CredentialChange, DataKeyClaim, GroupCommit, GroupCommitConfig, IdempotencyClaim, LogIdentity,
-    LogStore, NotDone, Place, Proposed, ReadError, Refusal, SealedEntry, Seat, Sequencer, SessionChange,
-    SessionFilter,
+    LogStore, NotDone, Place, Proposed, ReadError, Refusal, SealedEntry, Seat, Sequencer, SessionChange, SessionFilter,
 };
 use futures::stream::{self, StreamExt};
 use hashbrown::HashSet;
@@ -290,8 +289,7 @@ impl SessionService {
     pub fn start(parts: Parts, config: ServiceConfig) -> Arc<Self> {
         let progress = Arc::new(Progress::default());
         let clock = Arc::clone(&parts.clock);
-        let pipeline =
-            Pipeline::new(Arc::clone(&parts.view), Arc::clone(&progress), move |time| clock.observe(time));
+        let pipeline = Pipeline::new(Arc::clone(&parts.view), Arc::clone(&progress), move |time| clock.observe(time));
         let commit = GroupCommit::start(
             Arc::clone(&parts.log),
             Sequencer::new(parts.identity),
@@ -331,6 +329,11 @@ impl SessionService {
     /// Whether changes can be recorded, as far as the last attempt tells.
     pub fn is_available(&self) -> bool {
         self.commit.is_available()
+    }
+
+    /// How long nothing was heard of the log: it is asked four times a second.
+    pub fn log_silence(&self) -> Duration {
+        self.contact.age()
     }
 
     /// Entries that wait for the log.
@@ -379,8 +382,7 @@ impl SessionService {
             };
             let event = decide(None, Command::Create(Box::new(created(&new, digest))), now, policy).map_err(of)?;
             let seat = new.subject.as_ref().map(|_| Seat { key: found.id(), cap: policy.sessions_per_subject });
-            let opened =
-                SessionChange::Opened { realm: caller.realm.clone(), key: found.id(), kind: new.kind };
+            let opened = SessionChange::Opened { realm: caller.realm.clone(), key: found.id(), kind: new.kind };
             let draft = Draft {
                 action: Action::of(&event),
                 outcome: Outcome::Success,
@@ -430,7 +432,9 @@ impl SessionService {
         let presented = token_digest(&token);
         let session = match self.state(token.session(), caller.min_index).await? {
             Some(Viewed::Active(session)) if session.realm == caller.realm => session,
-            Some(Viewed::Ended(tombstone)) if tombstone.realm == caller.realm && tombstone.token.matches(&presented) => {
+            Some(Viewed::Ended(tombstone))
+                if tombstone.realm == caller.realm && tombstone.token.matches(&presented) =>
+            {
                 return Ok(Validation::Inactive(ValidationReason::of(&tombstone.ended)));
             }
             Some(Viewed::Active(_) | Viewed::Ended(_)) | None => {
@@ -663,12 +667,10 @@ impl SessionService {
                 None => return Ok(Page { items: Vec::new(), next: None }),
             },
         };
-        let filter =
-            SessionFilter { realm: caller.realm.clone(), key, open: query.active, kind: query.kind };
+        let filter = SessionFilter { realm: caller.realm.clone(), key, open: query.active, kind: query.kind };
         let ids = self.log.sessions(&filter, query.before, query.limit).await.map_err(of_read)?;
         let next = ids.last().copied().filter(|_| ids.len() == query.limit);
-        let found: Vec<_> =
-            stream::iter(ids).map(|id| self.full(caller, id)).buffered(AT_ONCE).collect().await;
+        let found: Vec<_> = stream::iter(ids).map(|id| self.full(caller, id)).buffered(AT_ONCE).collect().await;
         let mut items = Vec::with_capacity(found.len());
         for session in found {
             match session {
@@ -1137,7 +1139,11 @@ impl SessionService {
     }
 
     /// The session if a use that this process has not seen keeps it alive at `now`.
-    async fn used_elsewhere(&self, session: &Arc<Session>, now: Timestamp) -> Result<Option<Arc<Session>>, ServiceError> {
+    async fn used_elsewhere(
+        &self,
+        session: &Arc<Session>,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Session>>, ServiceError> {
         if session.expires_at <= now {
             return Ok(None);
         }

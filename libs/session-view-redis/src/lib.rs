@@ -1,8 +1,8 @@
 //! Session view in Redis, shared by the nodes of a cluster.
 //!
-//! * One key a session, sealed ([`mod@value`]); one script call applies a batch if newer and keeps the index by deadline.
-//! * A cache in this process ([`mod@near`]), kept true by client tracking ([`mod@tracking`]).
-//! * Timeouts and a circuit breaker ([`mod@link`]): a dead Redis costs callers microseconds.
+//! * One key a session, sealed (module `value`); one script call applies a batch if newer and keeps the index by deadline.
+//! * A cache in this process (module `near`), kept true by client tracking (module `tracking`).
+//! * Timeouts and a circuit breaker (module `link`): a dead Redis costs callers microseconds.
 //!
 //! What it deliberately lacks: retries (the caller has the log), keyspace notifications, blocking sweeps, and any trust in
 //! Redis beyond being there. **Trust:** whoever controls Redis can withhold or forget sessions, put an earlier value of a
@@ -94,9 +94,9 @@ pub enum ConfigError {
 }
 
 /// States applied by one script call. Redis does nothing else meanwhile, so it must stay well under a millisecond or two.
-static SPC: LazyLock<usize> = LazyLock::new(|| std::env::var("SPC").ok().and_then(|n| n.parse().ok()).unwrap_or(128));
+const STATES_PER_CALL: usize = 128;
 /// Script calls of one batch under way at once: a batch as large as a group commit's is one round trip.
-const CALLS_UNDER_WAY: usize = 2048;
+const CALLS_UNDER_WAY: usize = 8;
 
 /// A script, by its text and by the SHA-1 of it that Redis knows it by.
 struct Script {
@@ -259,15 +259,15 @@ impl SessionView for RedisView {
     }
 
     async fn apply(&self, states: &[Arc<Session>]) -> Result<Vec<Applied>, ViewError> {
-        if states.len() <= *SPC {
+        if states.len() <= STATES_PER_CALL {
             return if states.is_empty() { Ok(Vec::new()) } else { self.apply_chunk(states).await };
         }
-        let calls: Vec<_> = states.chunks(*SPC).map(|chunk| self.apply_chunk(chunk)).collect();
+        let calls: Vec<_> = states.chunks(STATES_PER_CALL).map(|chunk| self.apply_chunk(chunk)).collect();
         stream::iter(calls).buffered(CALLS_UNDER_WAY).try_concat().await
     }
 
     async fn mark_used(&self, uses: &[(SessionId, Timestamp)]) -> Result<(), ViewError> {
-        for uses in uses.chunks(*SPC) {
+        for uses in uses.chunks(STATES_PER_CALL) {
             let mut keys = vec![self.shared_key("due")];
             keys.extend(uses.iter().map(|(id, _)| self.key(*id)));
             let texts: Vec<_> = uses.iter().map(|(id, at)| (id.to_string(), at.as_micros().to_be_bytes())).collect();

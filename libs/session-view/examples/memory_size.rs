@@ -19,7 +19,8 @@ async fn main() {
     for n in 0..sessions {
         let state = Session {
             realm: realm.clone(),
-            attributes: Attributes::parse(&format!(r#"{{"cart":{n},"theme":"dark","locale":"de-AT"}}"#), &limits).unwrap(),
+            attributes: Attributes::parse(&format!(r#"{{"cart":{n},"theme":"dark","locale":"de-AT"}}"#), &limits)
+                .unwrap(),
             client: Some(Client {
                 address: Some([192, 0, 2, 1].into()),
                 user_agent: Some("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0".to_owned()),

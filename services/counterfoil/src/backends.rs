@@ -1,0 +1,106 @@
+//! From URLs to concrete stores.
+
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use audit_log::LogStore;
+use audit_log_postgres::{PostgresConfig, PostgresLog};
+use audit_log_sqlite::{SqliteLog, SqliteLogOptions};
+use sealing::{Keyring, sha256};
+use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
+use session_view_redis::{RedisView, RedisViewConfig};
+
+use crate::config::{Beyond, Config, ConfigError, blot};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// A log, and whether other machines may write it too.
+pub struct OpenedLog {
+    /// The log.
+    pub store: Arc<dyn LogStore>,
+    /// Whether it is a server's, which other nodes may write.
+    pub shared: bool,
+}
+
+fn bad(key: &str, url: &str, kinds: &str) -> Failure {
+    let why = format!("{} is none of {kinds}", blot(url));
+    ConfigError::Value { key: key.into(), why }.into()
+}
+
+fn postgres(config: &Config, url: String) -> PostgresConfig {
+    PostgresConfig {
+        url,
+        connections: config.log.connections,
+        // The server gives up a little before we stop waiting: what it is still doing then has an end.
+        statement_timeout: config.append_timeout().mul_f64(0.9),
+        application_name: format!("counterfoil {}", config.node),
+    }
+}
+
+/// Opens the log.
+///
+/// # Errors
+/// If the URL is none, or the log cannot be opened.
+pub async fn open_log(config: &Config) -> Result<OpenedLog, Failure> {
+    let url = config.log_url()?;
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        let path = Path::new(path.trim_start_matches("//"));
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let store = SqliteLog::open(SqliteLogOptions::new(path)).await?;
+        return Ok(OpenedLog { store: Arc::new(store), shared: false });
+    }
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        let store = PostgresLog::connect(postgres(config, url)).await?;
+        return Ok(OpenedLog { store: Arc::new(store), shared: true });
+    }
+    Err(bad("log.url", &url, "sqlite:PATH, postgres://…"))
+}
+
+/// Brings the schema of a PostgreSQL log up to date. The embedded log does that by itself whenever it is opened.
+///
+/// # Errors
+/// If it cannot be done.
+pub async fn migrate(config: &Config) -> Result<(), Failure> {
+    let url = config.owner_url()?;
+    if url.starts_with("sqlite:") {
+        open_log(config).await?;
+        return Ok(());
+    }
+    audit_log_postgres::migrate(&url).await?;
+    Ok(())
+}
+
+/// Opens the view. `origin` tells deployments apart that share a Redis.
+///
+/// # Errors
+/// If the URL is none.
+pub async fn open_view(
+    config: &Config,
+    keyring: &Keyring,
+    origin: &str,
+) -> Result<(Arc<dyn SessionView>, bool), Failure> {
+    let url = config.view_url()?;
+    let beyond = match config.view.beyond_budget {
+        Beyond::Refuse => BeyondBudget::Refuse,
+        Beyond::Evict => BeyondBudget::Evict,
+    };
+    if url == "memory:" || url == "memory" {
+        let bytes = if config.view.memory_bytes == 0 { usize::MAX } else { config.view.memory_bytes };
+        return Ok((Arc::new(MemoryView::new(Budget { bytes, beyond })), false));
+    }
+    if url.starts_with("redis://") || url.starts_with("rediss://") || url.starts_with("unix://") {
+        let namespace = format!("cf-{:.16}", sha256(origin.as_bytes()).to_string());
+        let view = RedisView::connect(RedisViewConfig {
+            operation_timeout: Duration::from_millis(config.view.operation_timeout_ms),
+            near_cache_bytes: config.view.near_cache_bytes,
+            max_staleness: Duration::from_millis(config.view.max_staleness_ms),
+            ..RedisViewConfig::new(url, namespace, *keyring.view_key())
+        });
+        return Ok((Arc::new(view.await?), true));
+    }
+    Err(bad("view.url", &url, "memory:, redis://…, rediss://…"))
+}

@@ -1,0 +1,198 @@
+//! The command line. Data on standard output, logs on standard error.
+//!
+//! Exit status: 0 done; 1 failed; 2 wrong usage; 3 what was to be verified does not hold; 4 not ready.
+
+use std::error::Error;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use counterfoil_verify::{VerifyArgs, VerifyError, verify};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::key_commands::{KeyCommand, run_key_command};
+use crate::output::{Output, write};
+use crate::{backends, serve};
+
+/// Audited sessions: every change is an entry of an append-only, signed log before it is acknowledged.
+#[derive(Debug, Parser)]
+#[command(name = "counterfoil", version)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file (TOML)
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sets one configuration key, for instance --set server.listen=127.0.0.1:0
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// How answers are written
+    #[arg(long, global = true, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the service (this is what runs without a command)
+    Serve,
+    /// Brings the log's PostgreSQL schema up to date, as its owner
+    Migrate,
+    /// Makes, lists and revokes API keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// The realms of the configuration
+    #[command(subcommand)]
+    Realm(RealmCommand),
+    /// The configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Verifies a receipt, offline
+    Verify(VerifyArgs),
+    /// Asks a running service whether it is ready (exit status 4 if not)
+    Healthcheck {
+        /// Its management address; the configuration's if absent
+        #[arg(long)]
+        address: Option<String>,
+    },
+    /// Prints the OpenAPI document
+    Openapi,
+    /// Prints a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints the manual page
+    Man,
+}
+
+#[derive(Debug, Subcommand)]
+enum RealmCommand {
+    /// Lists the realms and what each demands
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Says whether the configuration can be used
+    Check,
+    /// Shows the configuration as it takes effect, passwords blotted out
+    Show,
+    /// Prints the JSON Schema of the configuration file
+    Schema,
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Runs a command.
+///
+/// # Errors
+/// Whatever made it fail: exit status 1.
+pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let common = cli.common;
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => runtime()?.block_on(serve::serve(common.load()?))?,
+        Command::Migrate => {
+            runtime()?.block_on(backends::migrate(&common.load()?))?;
+            writeln!(io::stdout(), "the schema is up to date")?;
+        }
+        Command::Key(command) => runtime()?.block_on(run_key_command(&common.load()?, command, common.output))?,
+        Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
+        Command::Config(ConfigCommand::Check) => {
+            common.load()?;
+            writeln!(io::stdout(), "the configuration can be used")?;
+        }
+        Command::Config(ConfigCommand::Show) => write(common.output, &common.load()?.redacted())?,
+        Command::Config(ConfigCommand::Schema) => {
+            let schema = serde_json::to_string_pretty(&schemars::schema_for!(Config))?;
+            writeln!(io::stdout(), "{schema}")?;
+        }
+        Command::Verify(args) => match verify(&args) {
+            Ok(proved) => writeln!(io::stdout(), "{proved}")?,
+            Err(failure @ VerifyError::DoesNotHold(_)) => {
+                writeln!(io::stderr(), "counterfoil: {}", crate::causes(&failure))?;
+                return Ok(ExitCode::from(3));
+            }
+            Err(failure) => return Err(failure.into()),
+        },
+        Command::Healthcheck { address } => {
+            let address = match address {
+                Some(address) => address,
+                None => common.load()?.management.listen,
+            };
+            return Ok(if is_ready(&address)? { ExitCode::SUCCESS } else { ExitCode::from(4) });
+        }
+        Command::Openapi => io::stdout().write_all(api_rest::openapi_json()?.as_bytes())?,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "counterfoil", &mut io::stdout());
+        }
+        Command::Man => clap_mangen::Man::new(Cli::command()).render(&mut io::stdout())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+impl Common {
+    fn load(&self) -> Result<Config, Failure> {
+        let mut flags = Vec::new();
+        for pair in &self.set {
+            let (key, value) = pair.split_once('=').ok_or_else(|| format!("--set {pair}: must be KEY=VALUE"))?;
+            flags.push((key.to_owned(), value.to_owned()));
+        }
+        let flags = flags.iter().map(|(key, value)| (key.as_str(), value.clone()));
+        Ok(Config::load(self.config.as_deref(), std::env::vars(), flags)?)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct RealmRow {
+    realm: String,
+    profile: &'static str,
+    idle_timeout_s: u32,
+    absolute_timeout_s: u32,
+    sessions_per_subject: u32,
+    beyond_cap: session_model::BeyondCap,
+    reused_token: session_model::ReusedToken,
+    audited_reads: bool,
+}
+
+fn realms(config: &Config) -> Result<Vec<RealmRow>, Failure> {
+    let policies = config.policies()?;
+    let row = |(realm, profile, policy): (session_model::RealmName, session_model::Profile, session_model::Policy)| {
+        RealmRow {
+            realm: realm.to_string(),
+            profile: profile.name(),
+            idle_timeout_s: policy.idle_timeout.0,
+            absolute_timeout_s: policy.absolute_timeout.0,
+            sessions_per_subject: policy.sessions_per_subject,
+            beyond_cap: policy.beyond_cap,
+            reused_token: policy.reused_token,
+            audited_reads: policy.audited_reads,
+        }
+    };
+    Ok(policies.into_iter().map(row).collect())
+}
+
+/// Asks `/readyz`, with nothing but a socket: this runs in images that have no other tool.
+fn is_ready(address: &str) -> Result<bool, Failure> {
+    let limit = Some(Duration::from_secs(3));
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(limit)?;
+    stream.set_write_timeout(limit)?;
+    stream.write_all(format!("GET /readyz HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.take(4_096).read_to_string(&mut answer)?;
+    Ok(answer.split_whitespace().nth(1) == Some("200"))
+}

@@ -1,0 +1,568 @@
+//! Configuration: read once, at start, into typed sections. Defaults < file < environment < flags; an unknown key is an error.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Format, Serialized, Toml};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use session_model::{Looser, Overrides, Policy, Profile, RealmName};
+
+/// Prefix of environment variables: `COUNTERFOIL__SECTION__KEY`.
+const PREFIX: &str = "COUNTERFOIL__";
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The API.
+    pub server: Server,
+    /// Health and metrics.
+    pub management: Management,
+    /// Folder of the embedded log, the keys and the outside checkpoint. Made if it is not there.
+    pub data_dir: PathBuf,
+    /// Name of this node, as it stands in entries: 1 to 63 of a-z, 0-9 and '-'. Default: `node`.
+    pub node: String,
+    /// The log.
+    pub log: Log,
+    /// Key files.
+    pub keys: Keys,
+    /// The session view.
+    pub view: View,
+    /// How nodes share state.
+    pub cluster: Cluster,
+    /// The newest checkpoint, kept outside the database.
+    pub anchor: Anchor,
+    /// Realms by name. Default: one, `default`, of profile `default`.
+    pub realms: BTreeMap<String, Realm>,
+    /// Keys of realm `default` to accept from the first start.
+    pub bootstrap: Bootstrap,
+    /// Logs.
+    pub logging: Logging,
+}
+
+/// The API.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Address and port. Port 0 takes any free one. Default `127.0.0.1:8080`.
+    pub listen: String,
+    /// Threads that serve requests. 0, the default, is one for each core.
+    pub workers: usize,
+    /// Bytes a request body may have. Default 131,072.
+    pub max_body_bytes: usize,
+    /// Seconds that requests under way may take to finish at shutdown. Default 10.
+    pub drain_s: u64,
+    /// Seconds between turning not ready and taking no more connections at shutdown, so that load balancers notice. Default 0.
+    pub drain_delay_s: u64,
+    /// Whether `/docs` shows the API in a browser. Default true.
+    pub docs: bool,
+}
+
+/// Health and metrics.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Management {
+    /// Address and port. Port 0 takes any free one. Default `127.0.0.1:9090`.
+    pub listen: String,
+}
+
+/// The log.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// `sqlite:PATH` or `postgres://…`. Default: `sqlite:<data_dir>/log.db`.
+    pub url: Option<String>,
+    /// File that holds the URL, for one with a password.
+    pub url_file: Option<PathBuf>,
+    /// URL of the schema's owner, for `migrate`. Default: the log's URL.
+    pub owner_url: Option<String>,
+    /// File that holds the owner's URL.
+    pub owner_url_file: Option<PathBuf>,
+    /// Changes that may wait for the log; beyond them a change is answered with 503. Default 4,096.
+    pub queue: usize,
+    /// Entries of one commit at most. Default 512.
+    pub batch: usize,
+    /// Milliseconds a commit may take. Default 4,000.
+    pub append_timeout_ms: u64,
+    /// Milliseconds a change may take in all. Default 5,000.
+    pub deadline_ms: u64,
+    /// Connections to PostgreSQL. Default 8.
+    pub connections: u32,
+}
+
+/// Key files.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// Folder of the key files; every node of one log needs the same. Made at the first start. Default `<data_dir>/keys`.
+    pub dir: Option<PathBuf>,
+}
+
+/// The session view.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct View {
+    /// `memory:` or `redis://…` (`rediss://…` for TLS). Default `memory:`.
+    pub url: String,
+    /// File that holds the URL, for one with a password.
+    pub url_file: Option<PathBuf>,
+    /// Bytes that sessions in this process's memory may take, by estimate. 0, the default, is no bound.
+    pub memory_bytes: usize,
+    /// At that bound: `refuse` new sessions, or `evict` those used longest ago (they are read from the log when asked for).
+    pub beyond_budget: Beyond,
+    /// Milliseconds for which a view in memory is trusted without word from a log that others write too. Default 2,000.
+    pub max_staleness_ms: u64,
+    /// Bytes of sessions kept in this process in front of Redis. Default 67,108,864.
+    pub near_cache_bytes: usize,
+    /// Milliseconds an operation on Redis may take. Default 250.
+    pub operation_timeout_ms: u64,
+}
+
+/// What happens at the bound of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub enum Beyond {
+    Refuse,
+    Evict,
+}
+
+/// How nodes share state.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Only `none` in this version: nodes meet in the log, and in Redis.
+    pub transport: Transport,
+}
+
+/// A cluster transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the word itself")]
+pub enum Transport {
+    None,
+}
+
+/// The newest checkpoint, kept outside the database.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Anchor {
+    /// File. Best on a disk that the database's administrator cannot write. Default `<data_dir>/checkpoint`.
+    pub file: Option<PathBuf>,
+    /// Seconds between writes, when there is something new. Default 1.
+    pub interval_s: u64,
+}
+
+/// Keys of realm `default` to accept from the first start, so that scripts and charts need not read the output.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Bootstrap {
+    /// File with an application's key.
+    pub application_key_file: Option<PathBuf>,
+    /// File with an auditor's key.
+    pub auditor_key_file: Option<PathBuf>,
+    /// File with an operator's key.
+    pub operator_key_file: Option<PathBuf>,
+}
+
+/// Logs.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Logging {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,sqlx=warn`. Default `info,sqlx=warn`.
+    pub level: String,
+    /// `text` or `json`. Default `text`.
+    pub format: LogFormat,
+}
+
+/// How a log line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A realm: its profile, and what it tightens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "serde_json::Map<String, serde_json::Value>")]
+pub struct Realm {
+    /// The preset it starts from.
+    pub profile: Profile,
+    /// What it sets differently.
+    #[serde(flatten)]
+    pub overrides: Overrides,
+}
+
+impl TryFrom<serde_json::Map<String, serde_json::Value>> for Realm {
+    type Error = String;
+
+    /// By hand, because `flatten` would let unknown keys through.
+    fn try_from(mut keys: serde_json::Map<String, serde_json::Value>) -> Result<Self, String> {
+        let profile = match keys.remove("profile") {
+            None => Profile::Default,
+            Some(name) => name.as_str().and_then(|name| name.parse().ok()).ok_or_else(|| {
+                let names: Vec<_> = Profile::ALL.iter().map(|profile| profile.name()).collect();
+                format!("profile must be one of {}", names.join(", "))
+            })?,
+        };
+        let overrides = serde_json::from_value(serde_json::Value::Object(keys)).map_err(|f| f.to_string())?;
+        Ok(Self { profile, overrides })
+    }
+}
+
+impl JsonSchema for Realm {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Realm".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let profiles: Vec<_> = Profile::ALL.iter().map(|profile| profile.name()).collect();
+        let count =
+            |description: &str| serde_json::json!({"type": "integer", "minimum": 0, "description": description});
+        schemars::json_schema!({
+            "type": "object",
+            "additionalProperties": false,
+            "description": "A realm: its profile, and what it tightens",
+            "properties": {
+                "profile": {"enum": profiles, "description": "The preset it starts from. Default: default"},
+                "idle_timeout_s": count("Seconds without use until a session has expired"),
+                "absolute_timeout_s": count("Seconds from creation until a session has expired"),
+                "renewal_interval_s": count("Seconds until a client should renew its token"),
+                "renewal_overlap_s": count("Seconds the previous token is honoured after a renewal"),
+                "sessions_per_subject": count("Open sessions one subject may have"),
+                "beyond_cap": {"enum": ["deny", "evict_oldest", "evict_least_recent"], "description": "What happens beyond that"},
+                "reused_token": {"enum": ["record", "end"], "description": "What the late use of a rotated token leads to"},
+                "audited_reads": {"type": "boolean", "description": "Whether reading a session by id is itself an entry"},
+                "requests_per_second": count("Requests a second each credential may make; 0 is no limit"),
+                "max_attribute_bytes": count("Bytes of JSON the attributes of a session may take"),
+                "max_attributes": count("Top-level attributes a session may have"),
+            },
+        })
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: Server {
+                listen: "127.0.0.1:8080".into(),
+                workers: 0,
+                max_body_bytes: 131_072,
+                drain_s: 10,
+                drain_delay_s: 0,
+                docs: true,
+            },
+            management: Management { listen: "127.0.0.1:9090".into() },
+            data_dir: "./data".into(),
+            node: "node".into(),
+            log: Log {
+                url: None,
+                url_file: None,
+                owner_url: None,
+                owner_url_file: None,
+                queue: 4_096,
+                batch: 512,
+                append_timeout_ms: 4_000,
+                deadline_ms: 5_000,
+                connections: 8,
+            },
+            keys: Keys { dir: None },
+            view: View {
+                url: "memory:".into(),
+                url_file: None,
+                memory_bytes: 0,
+                beyond_budget: Beyond::Refuse,
+                max_staleness_ms: 2_000,
+                near_cache_bytes: 64 << 20,
+                operation_timeout_ms: 250,
+            },
+            cluster: Cluster { transport: Transport::None },
+            anchor: Anchor { file: None, interval_s: 1 },
+            realms: [("default".to_owned(), Realm { profile: Profile::Default, overrides: Overrides::default() })]
+                .into(),
+            bootstrap: Bootstrap::default(),
+            logging: Logging { level: "info,sqlx=warn".into(), format: LogFormat::Text },
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A key is unknown, or a value is not what it must be.
+    #[error("the configuration cannot be read: {0}")]
+    Read(#[from] Box<figment::Error>),
+    /// A realm is looser than its profile.
+    #[error("realm {realm}: {looser}")]
+    Looser {
+        /// Which.
+        realm: String,
+        /// What, and by which clause it must not.
+        looser: Looser,
+    },
+    /// A value that parses but cannot be.
+    #[error("{key}: {why}")]
+    Value {
+        /// Which key.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file that a key names cannot be read.
+    #[error("{key}: {path} cannot be read")]
+    File {
+        /// Which key.
+        key: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Config {
+    /// Reads the configuration: defaults < file < environment < flags.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load<'a>(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: impl IntoIterator<Item = (&'a str, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(file) = file {
+            figment = figment.merge(Toml::file_exact(file));
+        }
+        for (name, text) in environment {
+            if let Some(path) = name.strip_prefix(PREFIX) {
+                let key = path.to_ascii_lowercase().replace("__", ".");
+                figment = figment.merge((key, value_of(&text)));
+            }
+        }
+        for (key, text) in flags {
+            figment = figment.merge((key, value_of(&text)));
+        }
+        let config: Self = figment.extract().map_err(Box::new)?;
+        config.policies()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if self.node.is_empty() || self.node.len() > 63 || !self.node.chars().all(plain) {
+            let why = "must be 1 to 63 of a-z, 0-9 and '-'".into();
+            return Err(ConfigError::Value { key: "node".into(), why });
+        }
+        for (key, zero) in [
+            ("log.queue", self.log.queue == 0),
+            ("log.batch", self.log.batch == 0),
+            ("log.append_timeout_ms", self.log.append_timeout_ms == 0),
+            ("log.deadline_ms", self.log.deadline_ms == 0),
+            ("log.connections", self.log.connections == 0),
+            ("anchor.interval_s", self.anchor.interval_s == 0),
+            ("server.max_body_bytes", self.server.max_body_bytes == 0),
+        ] {
+            if zero {
+                return Err(ConfigError::Value { key: key.into(), why: "must not be 0".into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The realms and what each demands.
+    ///
+    /// # Errors
+    /// [`ConfigError::Looser`] naming the clause, or [`ConfigError::Value`].
+    pub fn policies(&self) -> Result<Vec<(RealmName, Profile, Policy)>, ConfigError> {
+        let mut policies = Vec::new();
+        for (name, realm) in &self.realms {
+            let value = |why: String| ConfigError::Value { key: format!("realms.{name}"), why };
+            let parsed: RealmName = name.parse().map_err(|failure| value(format!("{failure}")))?;
+            if realm.profile == Profile::Transient {
+                let why = "profile transient keeps sessions without a log, which this version does not offer yet";
+                return Err(value(why.into()));
+            }
+            let policy = Policy::tightened(realm.profile, &realm.overrides)
+                .map_err(|looser| ConfigError::Looser { realm: name.clone(), looser })?;
+            policies.push((parsed, realm.profile, policy));
+        }
+        if policies.is_empty() {
+            return Err(ConfigError::Value { key: "realms".into(), why: "there must be at least one".into() });
+        }
+        Ok(policies)
+    }
+
+    /// URL of the log.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub fn log_url(&self) -> Result<String, ConfigError> {
+        let given = secret("log.url_file", &self.log.url, &self.log.url_file)?;
+        Ok(given.unwrap_or_else(|| format!("sqlite:{}", self.data_dir.join("log.db").display())))
+    }
+
+    /// URL of the owner of the log's schema.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub fn owner_url(&self) -> Result<String, ConfigError> {
+        match secret("log.owner_url_file", &self.log.owner_url, &self.log.owner_url_file)? {
+            Some(url) => Ok(url),
+            None => self.log_url(),
+        }
+    }
+
+    /// URL of the view.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub fn view_url(&self) -> Result<String, ConfigError> {
+        let url = secret("view.url_file", &None, &self.view.url_file)?;
+        Ok(url.unwrap_or_else(|| self.view.url.clone()))
+    }
+
+    /// Folder of the key files.
+    pub fn keys_dir(&self) -> PathBuf {
+        self.keys.dir.clone().unwrap_or_else(|| self.data_dir.join("keys"))
+    }
+
+    /// File of the outside checkpoint.
+    pub fn anchor_file(&self) -> PathBuf {
+        self.anchor.file.clone().unwrap_or_else(|| self.data_dir.join("checkpoint"))
+    }
+
+    /// How long a commit may take.
+    pub fn append_timeout(&self) -> Duration {
+        Duration::from_millis(self.log.append_timeout_ms)
+    }
+
+    /// The configuration as it may be shown: passwords in URLs blotted out.
+    #[must_use]
+    pub fn redacted(&self) -> Self {
+        let mut shown = self.clone();
+        shown.log.url = shown.log.url.as_deref().map(blot);
+        shown.log.owner_url = shown.log.owner_url.as_deref().map(blot);
+        shown.view.url = blot(&shown.view.url);
+        shown
+    }
+}
+
+/// A value as the environment or a flag gives it: what looks like a number or a list is one, all else is text.
+fn value_of(text: &str) -> figment::value::Value {
+    match text.parse::<figment::value::Value>() {
+        Ok(value) => value,
+        Err(never) => match never {},
+    }
+}
+
+/// A secret from its key, or from the file that another key names.
+fn secret(key: &'static str, given: &Option<String>, file: &Option<PathBuf>) -> Result<Option<String>, ConfigError> {
+    match (given, file) {
+        (None, Some(path)) => match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(source) => Err(ConfigError::File { key, path: path.clone(), source }),
+        },
+        (Some(_), Some(_)) => {
+            Err(ConfigError::Value { key: key.into(), why: "is given both as a value and as a file".into() })
+        }
+        (given, None) => Ok(given.clone()),
+    }
+}
+
+/// A URL without its password.
+pub fn blot(text: &str) -> String {
+    match url::Url::parse(text) {
+        Ok(mut url) if url.password().is_some() => {
+            // Fails only for URLs that cannot have a password.
+            let _had_one = url.set_password(Some("***"));
+            url.to_string()
+        }
+        Ok(_) | Err(_) => text.to_owned(),
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = serde_json::to_string_pretty(&self.redacted()).map_err(|_| fmt::Error)?;
+        f.write_str(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(toml: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("counterfoil.toml");
+        std::fs::write(&file, toml).unwrap();
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(Some(&file), environment, [])
+    }
+
+    #[test]
+    fn environment_beats_file_beats_default() {
+        let config = load(
+            "[server]\nlisten = '0.0.0.0:1'\nworkers = 3",
+            &[("COUNTERFOIL__SERVER__LISTEN", "127.0.0.1:0"), ("PATH", "/bin")],
+        )
+        .unwrap();
+        assert_eq!(
+            (config.server.listen.as_str(), config.server.workers, config.server.drain_s),
+            ("127.0.0.1:0", 3, 10)
+        );
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_wherever_they_stand() {
+        for toml in ["x = 1", "[server]\nx = 1", "[realms.default]\nx = 1", "[soap]\npublic_url = 'x'"] {
+            assert!(load(toml, &[]).is_err(), "{toml}");
+        }
+        assert!(load("", &[("COUNTERFOIL__SERVER__X", "1")]).is_err());
+        assert!(load("", &[("COUNTERFOIL__REALMS__DEFAULT__X", "1")]).is_err());
+    }
+
+    #[test]
+    fn a_realm_looser_than_its_profile_names_the_clause() {
+        let refused = load("[realms.shop]\nprofile = 'pci_dss'\nidle_timeout_s = 901", &[]).unwrap_err().to_string();
+        assert!(refused.contains("shop") && refused.contains("8.2.8"), "{refused}");
+        let tighter = load("[realms.shop]\nprofile = 'pci_dss'\nidle_timeout_s = 60", &[]).unwrap();
+        assert_eq!(tighter.policies().unwrap().len(), 2);
+        assert!(load("[realms.x]\nprofile = 'transient'", &[]).is_err());
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let config = load("[log]\nurl = 'postgres://u:hunter2@db/x'", &[]).unwrap();
+        assert!(!config.to_string().contains("hunter2"), "{config}");
+    }
+
+    #[test]
+    fn every_sample_file_loads() {
+        let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/samples");
+        let mut seen = 0;
+        for file in std::fs::read_dir(samples).unwrap().map(|entry| entry.unwrap().path()) {
+            Config::load(Some(&file), [], []).unwrap_or_else(|failure| panic!("{}: {failure}", file.display()));
+            seen += 1;
+        }
+        assert!(seen > 0);
+    }
+
+    #[test]
+    fn the_schema_of_a_realm_names_every_override() {
+        let schema = serde_json::to_value(schemars::schema_for!(Realm)).unwrap();
+        let known = serde_json::to_value(Overrides::default()).unwrap();
+        for key in known.as_object().unwrap().keys() {
+            assert!(schema["properties"].get(key).is_some(), "{key} is missing from the schema");
+        }
+        assert_eq!(schema["properties"].as_object().unwrap().len(), known.as_object().unwrap().len() + 1);
+    }
+}

@@ -1,0 +1,47 @@
+//! `counterfoil`: the audited session service. The only code that names concrete backends.
+
+mod anchor;
+mod backends;
+mod cli;
+mod config;
+mod key_commands;
+mod key_files;
+mod management;
+mod output;
+mod serve;
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match cli::run(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            // Logs may not be set up yet: the last word goes to stderr as it is.
+            let _nowhere_to_say_it = writeln!(std::io::stderr(), "counterfoil: {}", causes(&*failure));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and everything that caused it, on one line.
+fn causes(failure: &dyn Error) -> String {
+    let mut text = failure.to_string();
+    let mut cause = failure.source();
+    while let Some(inner) = cause {
+        let said = inner.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,149 @@
+//! The management port: liveness without dependencies, honest readiness, metrics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Serialize;
+use session_service::{Follower, RebuildState, SessionService};
+use session_view::SessionView;
+use telemetry::Metrics;
+use tracing::error;
+
+/// What the management port looks at.
+#[derive(Clone)]
+pub struct Health {
+    /// The service.
+    pub service: Arc<SessionService>,
+    /// The view.
+    pub view: Arc<dyn SessionView>,
+    /// Keeps the view true to the log.
+    pub follower: Arc<Follower>,
+    /// What was counted.
+    pub metrics: Arc<Metrics>,
+    /// Set when the service begins to stop.
+    pub stopping: Arc<AtomicBool>,
+}
+
+/// How long the log may have been out of reach before the node is not ready.
+const LOG_SILENCE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Serialize)]
+struct Readiness {
+    ready: bool,
+    stopping: bool,
+    log: LogReadiness,
+    view: ViewReadiness,
+}
+
+#[derive(Debug, Serialize)]
+struct LogReadiness {
+    /// Whether it was reached lately.
+    readable: bool,
+    /// Whether the last append succeeded.
+    writable: bool,
+    size: u64,
+    waiting: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct ViewReadiness {
+    kind: &'static str,
+    available: bool,
+    held: usize,
+    bytes: usize,
+    /// Entries below this index are reflected.
+    reflects: u64,
+    rebuild: &'static str,
+    rebuild_seconds: f64,
+    rebuild_entries: u64,
+}
+
+impl Health {
+    fn readiness(&self) -> Readiness {
+        let (reflects, size) = self.service.progress();
+        let status = self.view.status();
+        let follower = self.follower.status();
+        let readable = self.service.log_silence() < LOG_SILENCE;
+        let writable = self.service.is_available();
+        let stopping = self.stopping.load(Ordering::Relaxed);
+        Readiness {
+            // A view out of reach does not count: reads fall back to the log, and writes go on.
+            ready: readable && writable && !stopping,
+            stopping,
+            log: LogReadiness { readable, writable, size: size.0, waiting: self.service.waiting() },
+            view: ViewReadiness {
+                kind: status.kind,
+                available: status.available,
+                held: status.held,
+                bytes: status.bytes,
+                reflects: reflects.0,
+                rebuild: match follower.rebuild {
+                    RebuildState::Running => "running",
+                    RebuildState::Complete => "complete",
+                },
+                rebuild_seconds: follower.rebuild_seconds,
+                rebuild_entries: follower.rebuild_entries,
+            },
+        }
+    }
+
+    /// Shows what the service is like as gauges.
+    pub fn show(&self) {
+        let gauge = |name, unit, read: fn(&Readiness) -> f64| {
+            let health = self.clone();
+            // The gauge must not keep the metrics alive that keep the gauge.
+            let metrics = Arc::downgrade(&health.metrics);
+            let (service, view, follower, stopping) = (health.service, health.view, health.follower, health.stopping);
+            self.metrics.gauge(name, unit, move || {
+                metrics.upgrade().map_or(0.0, |metrics| {
+                    let health = Health {
+                        service: Arc::clone(&service),
+                        view: Arc::clone(&view),
+                        follower: Arc::clone(&follower),
+                        stopping: Arc::clone(&stopping),
+                        metrics,
+                    };
+                    read(&health.readiness())
+                })
+            });
+        };
+        gauge("audit_log_size", "", |now| now.log.size as f64);
+        gauge("audit_log_up", "", |now| f64::from(u8::from(now.log.readable && now.log.writable)));
+        gauge("audit_queue_waiting", "", |now| now.log.waiting as f64);
+        gauge("view_up", "", |now| f64::from(u8::from(now.view.available)));
+        gauge("view_sessions_held", "", |now| now.view.held as f64);
+        gauge("view_memory", "By", |now| now.view.bytes as f64);
+        gauge("view_entries_behind", "", |now| now.log.size.saturating_sub(now.view.reflects) as f64);
+    }
+}
+
+/// Adds the routes.
+pub fn configure(config: &mut web::ServiceConfig) {
+    config
+        .route("/livez", web::get().to(|| async { "ok\n" }))
+        // The port opens after everything has started.
+        .route("/startupz", web::get().to(|| async { "ok\n" }))
+        .route("/readyz", web::get().to(readyz))
+        .route("/metrics", web::get().to(metrics));
+}
+
+async fn readyz(health: web::Data<Health>, request: HttpRequest) -> HttpResponse {
+    let readiness = health.readiness();
+    let mut response = if readiness.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    if request.query_string().split('&').any(|word| word == "verbose" || word.starts_with("verbose=")) {
+        return response.json(readiness);
+    }
+    response.body(if readiness.ready { "ok\n" } else { "not ready\n" })
+}
+
+async fn metrics(health: web::Data<Health>) -> HttpResponse {
+    match health.metrics.encode() {
+        Ok(text) => HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text),
+        Err(failure) => {
+            error!(%failure, "metrics cannot be shown");
+            HttpResponse::InternalServerError().finish()
+        }
+    }
+}
