@@ -7,9 +7,12 @@ use crate::{
     Seconds, Session, SessionId, State, Timestamp, TokenDigest, Version,
 };
 
-/// What happened. Lives, sealed, beside its leaf; the words are for ever (golden files in `tests/golden`).
+/// What happened. Lives, sealed, beside its leaf; the words are for ever (golden bytes in `tests/golden.rs`).
+///
+/// Tagged from outside (`{"updated": {…}}`): an inner tag would make serde take everything apart before it knows what it
+/// reads, and attributes must stay the text they are.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Event {
     /// A session began.
     Created(Box<Beginning>),

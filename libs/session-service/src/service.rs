@@ -668,8 +668,11 @@ impl SessionService {
             },
         };
         let filter = SessionFilter { realm: caller.realm.clone(), key, open: query.active, kind: query.kind };
-        let ids = self.log.sessions(&filter, query.before, query.limit).await.map_err(of_read)?;
-        let next = ids.last().copied().filter(|_| ids.len() == query.limit);
+        // One more than asked for tells whether there is a next page.
+        let mut ids = self.log.sessions(&filter, query.before, query.limit + 1).await.map_err(of_read)?;
+        let more = ids.len() > query.limit;
+        ids.truncate(query.limit);
+        let next = ids.last().copied().filter(|_| more);
         let found: Vec<_> = stream::iter(ids).map(|id| self.full(caller, id)).buffered(AT_ONCE).collect().await;
         let mut items = Vec::with_capacity(found.len());
         for session in found {

@@ -11,7 +11,7 @@ use session_model::{LeafIndex, TreeSize};
 
 /// Why the service refuses to go on with this log.
 #[derive(Debug, thiserror::Error)]
-pub enum AnchorError {
+pub(crate) enum AnchorError {
     /// The file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -66,13 +66,13 @@ pub enum AnchorError {
 
 /// The outside checkpoint's file.
 #[derive(Debug, Clone)]
-pub struct Anchor {
+pub(crate) struct Anchor {
     file: PathBuf,
 }
 
 impl Anchor {
     /// The outside checkpoint in this file.
-    pub fn new(file: PathBuf) -> Self {
+    pub(crate) fn new(file: PathBuf) -> Self {
         Self { file }
     }
 
@@ -84,7 +84,7 @@ impl Anchor {
     ///
     /// # Errors
     /// [`AnchorError::Io`].
-    pub fn keep(&self, checkpoint: &str) -> Result<(), AnchorError> {
+    pub(crate) fn keep(&self, checkpoint: &str) -> Result<(), AnchorError> {
         self.replace(checkpoint).map_err(|failure| self.io(failure))
     }
 
@@ -104,7 +104,7 @@ impl Anchor {
     ///
     /// # Errors
     /// [`AnchorError`]: the service must not start.
-    pub async fn check(&self, log: &dyn LogReader, key: &VerifierKey) -> Result<LogHead, AnchorError> {
+    pub(crate) async fn check(&self, log: &dyn LogReader, key: &VerifierKey) -> Result<LogHead, AnchorError> {
         let head = log.head().await?;
         check_head(log, &head, key).await?;
         let text = match fs::read_to_string(&self.file) {

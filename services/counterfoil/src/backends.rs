@@ -17,7 +17,7 @@ use crate::config::{Beyond, Config, ConfigError, blot};
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// A log, and whether other machines may write it too.
-pub struct OpenedLog {
+pub(crate) struct OpenedLog {
     /// The log.
     pub store: Arc<dyn LogStore>,
     /// Whether it is a server's, which other nodes may write.
@@ -43,7 +43,7 @@ fn postgres(config: &Config, url: String) -> PostgresConfig {
 ///
 /// # Errors
 /// If the URL is none, or the log cannot be opened.
-pub async fn open_log(config: &Config) -> Result<OpenedLog, Failure> {
+pub(crate) async fn open_log(config: &Config) -> Result<OpenedLog, Failure> {
     let url = config.log_url()?;
     if let Some(path) = url.strip_prefix("sqlite:") {
         let path = Path::new(path.trim_start_matches("//"));
@@ -64,7 +64,7 @@ pub async fn open_log(config: &Config) -> Result<OpenedLog, Failure> {
 ///
 /// # Errors
 /// If it cannot be done.
-pub async fn migrate(config: &Config) -> Result<(), Failure> {
+pub(crate) async fn migrate(config: &Config) -> Result<(), Failure> {
     let url = config.owner_url()?;
     if url.starts_with("sqlite:") {
         open_log(config).await?;
@@ -78,7 +78,7 @@ pub async fn migrate(config: &Config) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If the URL is none.
-pub async fn open_view(
+pub(crate) async fn open_view(
     config: &Config,
     keyring: &Keyring,
     origin: &str,

@@ -21,7 +21,7 @@ use crate::{backends, serve};
 /// Audited sessions: every change is an entry of an append-only, signed log before it is acknowledged.
 #[derive(Debug, Parser)]
 #[command(name = "counterfoil", version)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     common: Common,
     #[command(subcommand)]
@@ -97,7 +97,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 ///
 /// # Errors
 /// Whatever made it fail: exit status 1.
-pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
+pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let common = cli.common;
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => runtime()?.block_on(serve::serve(common.load()?))?,

@@ -17,7 +17,7 @@ const PREFIX: &str = "COUNTERFOIL__";
 /// Everything that can be configured.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// The API.
     pub server: Server,
     /// Health and metrics.
@@ -47,7 +47,7 @@ pub struct Config {
 /// The API.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Server {
+pub(crate) struct Server {
     /// Address and port. Port 0 takes any free one. Default `127.0.0.1:8080`.
     pub listen: String,
     /// Threads that serve requests. 0, the default, is one for each core.
@@ -65,7 +65,7 @@ pub struct Server {
 /// Health and metrics.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Management {
+pub(crate) struct Management {
     /// Address and port. Port 0 takes any free one. Default `127.0.0.1:9090`.
     pub listen: String,
 }
@@ -73,7 +73,7 @@ pub struct Management {
 /// The log.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Log {
+pub(crate) struct Log {
     /// `sqlite:PATH` or `postgres://…`. Default: `sqlite:<data_dir>/log.db`.
     pub url: Option<String>,
     /// File that holds the URL, for one with a password.
@@ -97,7 +97,7 @@ pub struct Log {
 /// Key files.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Keys {
+pub(crate) struct Keys {
     /// Folder of the key files; every node of one log needs the same. Made at the first start. Default `<data_dir>/keys`.
     pub dir: Option<PathBuf>,
 }
@@ -105,7 +105,7 @@ pub struct Keys {
 /// The session view.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct View {
+pub(crate) struct View {
     /// `memory:` or `redis://…` (`rediss://…` for TLS). Default `memory:`.
     pub url: String,
     /// File that holds the URL, for one with a password.
@@ -126,7 +126,7 @@ pub struct View {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the words themselves")]
-pub enum Beyond {
+pub(crate) enum Beyond {
     Refuse,
     Evict,
 }
@@ -134,7 +134,7 @@ pub enum Beyond {
 /// How nodes share state.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     /// Only `none` in this version: nodes meet in the log, and in Redis.
     pub transport: Transport,
 }
@@ -143,14 +143,14 @@ pub struct Cluster {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the word itself")]
-pub enum Transport {
+pub(crate) enum Transport {
     None,
 }
 
 /// The newest checkpoint, kept outside the database.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Anchor {
+pub(crate) struct Anchor {
     /// File. Best on a disk that the database's administrator cannot write. Default `<data_dir>/checkpoint`.
     pub file: Option<PathBuf>,
     /// Seconds between writes, when there is something new. Default 1.
@@ -160,7 +160,7 @@ pub struct Anchor {
 /// Keys of realm `default` to accept from the first start, so that scripts and charts need not read the output.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Bootstrap {
+pub(crate) struct Bootstrap {
     /// File with an application's key.
     pub application_key_file: Option<PathBuf>,
     /// File with an auditor's key.
@@ -172,7 +172,7 @@ pub struct Bootstrap {
 /// Logs.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Logging {
+pub(crate) struct Logging {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,sqlx=warn`. Default `info,sqlx=warn`.
     pub level: String,
     /// `text` or `json`. Default `text`.
@@ -183,7 +183,7 @@ pub struct Logging {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the words themselves")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     Text,
     Json,
 }
@@ -191,7 +191,7 @@ pub enum LogFormat {
 /// A realm: its profile, and what it tightens.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "serde_json::Map<String, serde_json::Value>")]
-pub struct Realm {
+pub(crate) struct Realm {
     /// The preset it starts from.
     pub profile: Profile,
     /// What it sets differently.
@@ -294,7 +294,7 @@ impl Default for Config {
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// A key is unknown, or a value is not what it must be.
     #[error("the configuration cannot be read: {0}")]
     Read(#[from] Box<figment::Error>),
@@ -331,7 +331,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn load<'a>(
+    pub(crate) fn load<'a>(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
         flags: impl IntoIterator<Item = (&'a str, String)>,
@@ -381,7 +381,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError::Looser`] naming the clause, or [`ConfigError::Value`].
-    pub fn policies(&self) -> Result<Vec<(RealmName, Profile, Policy)>, ConfigError> {
+    pub(crate) fn policies(&self) -> Result<Vec<(RealmName, Profile, Policy)>, ConfigError> {
         let mut policies = Vec::new();
         for (name, realm) in &self.realms {
             let value = |why: String| ConfigError::Value { key: format!("realms.{name}"), why };
@@ -404,7 +404,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError::File`].
-    pub fn log_url(&self) -> Result<String, ConfigError> {
+    pub(crate) fn log_url(&self) -> Result<String, ConfigError> {
         let given = secret("log.url_file", &self.log.url, &self.log.url_file)?;
         Ok(given.unwrap_or_else(|| format!("sqlite:{}", self.data_dir.join("log.db").display())))
     }
@@ -413,7 +413,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError::File`].
-    pub fn owner_url(&self) -> Result<String, ConfigError> {
+    pub(crate) fn owner_url(&self) -> Result<String, ConfigError> {
         match secret("log.owner_url_file", &self.log.owner_url, &self.log.owner_url_file)? {
             Some(url) => Ok(url),
             None => self.log_url(),
@@ -424,29 +424,29 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError::File`].
-    pub fn view_url(&self) -> Result<String, ConfigError> {
+    pub(crate) fn view_url(&self) -> Result<String, ConfigError> {
         let url = secret("view.url_file", &None, &self.view.url_file)?;
         Ok(url.unwrap_or_else(|| self.view.url.clone()))
     }
 
     /// Folder of the key files.
-    pub fn keys_dir(&self) -> PathBuf {
+    pub(crate) fn keys_dir(&self) -> PathBuf {
         self.keys.dir.clone().unwrap_or_else(|| self.data_dir.join("keys"))
     }
 
     /// File of the outside checkpoint.
-    pub fn anchor_file(&self) -> PathBuf {
+    pub(crate) fn anchor_file(&self) -> PathBuf {
         self.anchor.file.clone().unwrap_or_else(|| self.data_dir.join("checkpoint"))
     }
 
     /// How long a commit may take.
-    pub fn append_timeout(&self) -> Duration {
+    pub(crate) fn append_timeout(&self) -> Duration {
         Duration::from_millis(self.log.append_timeout_ms)
     }
 
     /// The configuration as it may be shown: passwords in URLs blotted out.
     #[must_use]
-    pub fn redacted(&self) -> Self {
+    pub(crate) fn redacted(&self) -> Self {
         let mut shown = self.clone();
         shown.log.url = shown.log.url.as_deref().map(blot);
         shown.log.owner_url = shown.log.owner_url.as_deref().map(blot);
@@ -478,7 +478,7 @@ fn secret(key: &'static str, given: &Option<String>, file: &Option<PathBuf>) -> 
 }
 
 /// A URL without its password.
-pub fn blot(text: &str) -> String {
+pub(crate) fn blot(text: &str) -> String {
     match url::Url::parse(text) {
         Ok(mut url) if url.password().is_some() => {
             // Fails only for URLs that cannot have a password.

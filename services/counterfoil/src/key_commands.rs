@@ -18,7 +18,7 @@ use crate::serve::{Core, open_core, service_of};
 
 /// What may be done with API keys.
 #[derive(Debug, Subcommand)]
-pub enum KeyCommand {
+pub(crate) enum KeyCommand {
     /// Makes a key and prints it: the only time it is seen
     Create {
         /// Realm it belongs to
@@ -83,7 +83,7 @@ struct NewKey {
 ///
 /// # Errors
 /// If the random generator fails.
-pub fn credential(
+pub(crate) fn credential(
     key: &ApiKey,
     realm: &RealmName,
     roles: Vec<Role>,
@@ -114,7 +114,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 ///
 /// # Errors
 /// Whatever made it fail.
-pub async fn run_key_command(config: &Config, command: KeyCommand, output: Output) -> Result<(), Failure> {
+pub(crate) async fn run_key_command(config: &Config, command: KeyCommand, output: Output) -> Result<(), Failure> {
     let core = open_core(config).await?;
     let log = Arc::clone(&core.log);
     match command {

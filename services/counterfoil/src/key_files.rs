@@ -15,7 +15,7 @@ const ORIGIN: &str = "origin";
 
 /// What the key files hold.
 #[derive(Debug)]
-pub struct KeyFiles {
+pub(crate) struct KeyFiles {
     /// Derived from the key-encryption key.
     pub keyring: Keyring,
     /// Signs checkpoints.
@@ -26,7 +26,7 @@ pub struct KeyFiles {
 
 /// Why the keys cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum KeyFileError {
+pub(crate) enum KeyFileError {
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -70,7 +70,7 @@ impl KeyFiles {
     ///
     /// # Errors
     /// [`KeyFileError`].
-    pub fn open(dir: &Path, size: TreeSize) -> Result<Self, KeyFileError> {
+    pub(crate) fn open(dir: &Path, size: TreeSize) -> Result<Self, KeyFileError> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| KeyFileError::Io { path, source }

@@ -13,7 +13,7 @@ use tracing::error;
 
 /// What the management port looks at.
 #[derive(Clone)]
-pub struct Health {
+pub(crate) struct Health {
     /// The service.
     pub service: Arc<SessionService>,
     /// The view.
@@ -90,7 +90,7 @@ impl Health {
     }
 
     /// Shows what the service is like as gauges.
-    pub fn show(&self) {
+    pub(crate) fn show(&self) {
         let gauge = |name, unit, read: fn(&Readiness) -> f64| {
             let health = self.clone();
             // The gauge must not keep the metrics alive that keep the gauge.
@@ -120,7 +120,7 @@ impl Health {
 }
 
 /// Adds the routes.
-pub fn configure(config: &mut web::ServiceConfig) {
+pub(crate) fn configure(config: &mut web::ServiceConfig) {
     config
         .route("/livez", web::get().to(|| async { "ok\n" }))
         // The port opens after everything has started.

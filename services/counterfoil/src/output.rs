@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// How an answer is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     /// For people.
     Table,
     /// For programs.
@@ -21,7 +21,7 @@ pub enum Output {
 ///
 /// # Errors
 /// If standard output cannot be written.
-pub fn write(output: Output, answer: &impl Serialize) -> io::Result<()> {
+pub(crate) fn write(output: Output, answer: &impl Serialize) -> io::Result<()> {
     let value = serde_json::to_value(answer)?;
     let text = match output {
         Output::Json => format!("{}\n", serde_json::to_string_pretty(&value)?),

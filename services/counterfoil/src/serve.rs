@@ -55,7 +55,7 @@ impl Clock for MachineClock {
 }
 
 /// Log, keys and realms: what every command that writes needs.
-pub struct Core {
+pub(crate) struct Core {
     /// The log, checked against itself and the outside checkpoint.
     pub log: Arc<dyn LogStore>,
     /// Whether other machines may write it too.
@@ -72,7 +72,7 @@ pub struct Core {
 ///
 /// # Errors
 /// Why it must not be used.
-pub async fn open_core(config: &Config) -> Result<Core, Failure> {
+pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     std::fs::create_dir_all(&config.data_dir)?;
     let opened = open_log(config).await?;
     let size = opened.store.head().await?.size();
@@ -87,7 +87,12 @@ pub async fn open_core(config: &Config) -> Result<Core, Failure> {
 }
 
 /// The service on a core and a view.
-pub fn service_of(core: Core, config: &Config, view: Arc<dyn SessionView>, view_shared: bool) -> Arc<SessionService> {
+pub(crate) fn service_of(
+    core: Core,
+    config: &Config,
+    view: Arc<dyn SessionView>,
+    view_shared: bool,
+) -> Arc<SessionService> {
     let clock = Arc::new(LogClock::new(Arc::new(MachineClock { start: Instant::now() })));
     let bound = Duration::from_millis(config.view.max_staleness_ms);
     SessionService::start(
@@ -117,7 +122,7 @@ pub fn service_of(core: Core, config: &Config, view: Arc<dyn SessionView>, view_
 ///
 /// # Errors
 /// Why it cannot start.
-pub async fn serve(config: Config) -> Result<(), Failure> {
+pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let format = match config.logging.format {
         LogFormat::Text => telemetry::LogFormat::Text,
         LogFormat::Json => telemetry::LogFormat::Json,
