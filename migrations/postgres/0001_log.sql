@@ -11,35 +11,54 @@
 DO $$
 DECLARE role text;
 BEGIN
-    -- Roles belong to the whole cluster: two databases may be migrated at once.
-    PERFORM pg_advisory_xact_lock(hashtext('counterfoil roles'));
     FOREACH role IN ARRAY ARRAY['counterfoil_owner', 'counterfoil_writer', 'counterfoil_auditor'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
-            EXECUTE format('CREATE ROLE %I NOLOGIN', role);
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', role);
+            EXCEPTION
+                -- Roles belong to the whole cluster, and another of its databases may be migrated just now. (An advisory lock
+                -- would not help: each database has its own.)
+                WHEN duplicate_object OR unique_violation THEN NULL;
+                WHEN insufficient_privilege THEN
+                    RAISE EXCEPTION 'the role % does not exist and % may not create it', role, current_user
+                        USING ERRCODE = 'insufficient_privilege',
+                              HINT = format('As a superuser: CREATE ROLE %I NOLOGIN; GRANT counterfoil_owner TO %I;', role, current_user);
+            END;
         END IF;
     END LOOP;
+    -- A superuser is a member of everything, and is not made one by name.
     IF NOT pg_has_role(current_user, 'counterfoil_owner', 'MEMBER') THEN
-        EXECUTE format('GRANT counterfoil_owner TO %I', current_user);
+        BEGIN
+            EXECUTE format('GRANT counterfoil_owner TO %I', current_user);
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE EXCEPTION '% is not a member of counterfoil_owner', current_user
+                USING ERRCODE = 'insufficient_privilege', HINT = format('As a superuser: GRANT counterfoil_owner TO %I;', current_user);
+        END;
     END IF;
 END $$;
 
 CREATE SCHEMA counterfoil AUTHORIZATION counterfoil_owner;
 SET LOCAL ROLE counterfoil_owner;
 
+-- A program opens the log if the version of the schema that it was written for is between these two: a migration that only
+-- adds raises schema_version, one that takes away raises serves_from (migrations/README.md).
 CREATE TABLE counterfoil.settings (
     one                 boolean PRIMARY KEY DEFAULT true CHECK (one),
     schema_version      int     NOT NULL,
+    serves_from         int     NOT NULL CHECK (serves_from <= schema_version),
     entries_a_partition bigint  NOT NULL CHECK (entries_a_partition > 0)
 );
-INSERT INTO counterfoil.settings (schema_version, entries_a_partition) VALUES (1, 10000000);
+INSERT INTO counterfoil.settings (schema_version, serves_from, entries_a_partition) VALUES (1, 1, 10000000);
 
--- Where the log ends. The one row is what appends lock, compare and set.
+-- Where the log ends. The one row is what appends lock, compare and set. fence shuts out an append that is still on its way
+-- when its writer asks what became of it: counterfoil.settled raises it, and an append must name it.
 CREATE TABLE counterfoil.log_head (
     one        boolean PRIMARY KEY DEFAULT true CHECK (one),
     size       bigint  NOT NULL CHECK (size >= 0),
     time_us    bigint  NOT NULL,
     frontier   bytea   NOT NULL,
-    checkpoint text
+    checkpoint text,
+    fence      bigint  NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10);
 INSERT INTO counterfoil.log_head (size, time_us, frontier, checkpoint) VALUES (0, 0, '', NULL);
 
@@ -106,11 +125,13 @@ CREATE INDEX session_index_data_key ON counterfoil.session_index (data_key, sess
 CREATE INDEX session_index_open ON counterfoil.session_index (realm, session_id) WHERE open;
 CREATE INDEX session_index_closed ON counterfoil.session_index (realm, session_id) WHERE NOT open;
 
--- When sessions were last used.
+-- When sessions were last used; marks of closed sessions are to be forgotten.
 CREATE TABLE counterfoil.session_use (
-    session_id   uuid   NOT NULL PRIMARY KEY,
-    last_seen_us bigint NOT NULL
+    session_id   uuid    NOT NULL PRIMARY KEY,
+    last_seen_us bigint  NOT NULL,
+    closed       boolean NOT NULL
 ) WITH (fillfactor = 70);
+CREATE INDEX session_use_closed ON counterfoil.session_use (session_id) WHERE closed;
 
 -- Answers kept for repeated requests.
 CREATE TABLE counterfoil.kept_answer (
@@ -149,89 +170,120 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Guards one table or partition. Truncate triggers of a parent are not cloned to its partitions, and clones of row triggers
--- do not inherit ENABLE ALWAYS: each gets its own.
-CREATE FUNCTION counterfoil.guard(guarded regclass) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE is_partition boolean := (SELECT relispartition FROM pg_class WHERE oid = guarded);
+-- Guards a table or a partition, before it is attached, against TRUNCATE. A parent's triggers do not reach its partitions.
+CREATE FUNCTION counterfoil.guard_truncate(guarded regclass) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF NOT is_partition THEN
-        EXECUTE format('CREATE TRIGGER no_change BEFORE UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION counterfoil.refuse()', guarded);
-    END IF;
-    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER no_change', guarded);
     EXECUTE format('CREATE TRIGGER no_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION counterfoil.refuse()', guarded);
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER no_truncate', guarded);
 END $$;
 
-SELECT counterfoil.guard('counterfoil.batch');
-SELECT counterfoil.guard('counterfoil.leaf_hashes');
-SELECT counterfoil.guard('counterfoil.tree_node');
-SELECT counterfoil.guard('counterfoil.session_entry');
+-- Guards a table of the log against changes to its rows. Attached partitions get a clone of the trigger from their parent.
+CREATE FUNCTION counterfoil.guard_rows(guarded regclass) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('CREATE TRIGGER no_change BEFORE UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION counterfoil.refuse()', guarded);
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER no_change', guarded);
+END $$;
+
+SELECT counterfoil.guard_rows(name) FROM unnest(ARRAY['counterfoil.batch', 'counterfoil.leaf_hashes', 'counterfoil.tree_node',
+    'counterfoil.session_entry']::regclass[]) AS name;
+-- Nothing is ever emptied as a whole, what is kept beside the log included.
+SELECT counterfoil.guard_truncate(oid) FROM pg_class
+    WHERE relnamespace = 'counterfoil'::regnamespace AND relkind IN ('r', 'p');
 CREATE TRIGGER no_delete BEFORE DELETE ON counterfoil.log_head FOR EACH ROW EXECUTE FUNCTION counterfoil.refuse();
 CREATE TRIGGER no_shrinking BEFORE UPDATE ON counterfoil.log_head FOR EACH ROW EXECUTE FUNCTION counterfoil.refuse_shrinking();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON counterfoil.log_head FOR EACH STATEMENT EXECUTE FUNCTION counterfoil.refuse();
 ALTER TABLE counterfoil.log_head ENABLE ALWAYS TRIGGER no_delete;
 ALTER TABLE counterfoil.log_head ENABLE ALWAYS TRIGGER no_shrinking;
-ALTER TABLE counterfoil.log_head ENABLE ALWAYS TRIGGER no_truncate;
 
--- Makes room ahead: the leaf ranges of `size` and the one after, and the months from the last to the one after next.
-CREATE FUNCTION counterfoil.prepare(size bigint, now_us bigint) RETURNS void
+-- Where the last partition of a table ends; NULL if it has none. Bounds are digits, or UUIDs in one spelling.
+CREATE FUNCTION counterfoil.last_bound(parent regclass) RETURNS text LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT bound FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid,
+        LATERAL (SELECT (regexp_match(pg_get_expr(relpartbound, inhrelid), 'TO \(''?([^'')]+)''?\)'))[1] AS bound) AS b
+    WHERE inhparent = parent ORDER BY length(bound) DESC, bound COLLATE "C" DESC LIMIT 1
+$$;
+
+-- Makes a partition, guarded before the first row can reach it. Made apart and attached: CREATE TABLE … PARTITION OF locks out
+-- everybody from the whole table, and an append would wait behind it for every long read.
+CREATE FUNCTION counterfoil.add_partition(parent text, suffix text, lower_bound text, upper_bound text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text := format('counterfoil.%I', parent || '_' || suffix);
+BEGIN
+    EXECUTE format('CREATE TABLE %s (LIKE counterfoil.%I INCLUDING ALL)', name, parent);
+    PERFORM counterfoil.guard_truncate(name::regclass);
+    EXECUTE format('ALTER TABLE counterfoil.%I ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)', parent, name, lower_bound, upper_bound);
+    -- Row triggers are cloned with the attachment; PostgreSQL before 15 does not clone that they are ENABLE ALWAYS.
+    IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = name::regclass AND tgname = 'no_change') THEN
+        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER no_change', name);
+    END IF;
+END $$;
+
+-- The least UUIDv7 of a time: it begins with 48 bits of milliseconds (RFC 9562 section 5.7).
+CREATE FUNCTION counterfoil.least_id(at timestamp) RETURNS text LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('''%s-%s-0000-0000-000000000000''', left(hex, 8), right(hex, 4))
+    FROM lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') AS hex
+$$;
+
+-- Makes room ahead: at least one range of leaves beyond the one the log has reached, and the months up to two after this one.
+-- Each partition begins where the one before ends, the first month takes everything older. How far the log has come is read
+-- here, and the clock of the caller is believed for a month at most: nobody can have ten thousand partitions made.
+CREATE FUNCTION counterfoil.prepare(now_us bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    span   bigint := (SELECT entries_a_partition FROM counterfoil.settings);
-    number bigint;
-    month  timestamp;
-    now    timestamp := to_timestamp(now_us / 1e6) AT TIME ZONE 'UTC';
-    name   text;
+    span   bigint;
+    size   bigint;
+    parent text;
+    start  bigint;
     bound  text;
-    lower_bound text;
+    here   timestamp := clock_timestamp() AT TIME ZONE 'UTC';
+    month  timestamp := date_trunc('month', greatest(here, least(to_timestamp(now_us / 1e6) AT TIME ZONE 'UTC', here + interval '1 month')));
+    made   timestamp;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('counterfoil partitions'));
-    FOR number IN SELECT generate_series(size / span, size / span + 1) LOOP
-        IF to_regclass(format('counterfoil.batch_%s', number)) IS NULL THEN
-            EXECUTE format('CREATE TABLE counterfoil.batch_%s PARTITION OF counterfoil.batch FOR VALUES FROM (%s) TO (%s)',
-                number, number * span, (number + 1) * span);
-            PERFORM counterfoil.guard(format('counterfoil.batch_%s', number)::regclass);
-            EXECUTE format('CREATE TABLE counterfoil.sealed_batch_%s PARTITION OF counterfoil.sealed_batch FOR VALUES FROM (%s) TO (%s)',
-                number, number * span, (number + 1) * span);
-        END IF;
+    SELECT s.entries_a_partition, h.size INTO span, size FROM counterfoil.settings AS s, counterfoil.log_head AS h;
+    FOREACH parent IN ARRAY ARRAY['batch', 'sealed_batch'] LOOP
+        start := coalesce(counterfoil.last_bound(format('counterfoil.%I', parent)::regclass)::bigint, 0);
+        WHILE start <= size + span LOOP
+            PERFORM counterfoil.add_partition(parent, start::text, start::text, (start + span)::text);
+            start := start + span;
+        END LOOP;
     END LOOP;
-    FOR month IN SELECT generate_series(date_trunc('month', now) - interval '1 month', date_trunc('month', now) + interval '2 months', interval '1 month') LOOP
-        name := 'session_entry_' || to_char(month, 'YYYYMM');
-        IF to_regclass('counterfoil.' || name) IS NULL THEN
-            -- A UUIDv7 begins with 48 bits of milliseconds (RFC 9562 section 5.7).
-            bound := lpad(to_hex((extract(epoch FROM month + interval '1 month') * 1000)::bigint), 12, '0');
-            bound := quote_literal(left(bound, 8) || '-' || right(bound, 4) || '-0000-0000-000000000000');
-            SELECT max(pg_get_expr(relpartbound, pg_class.oid)) INTO lower_bound FROM pg_class
-                WHERE oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'counterfoil.session_entry'::regclass);
-            -- Each month begins where the one before ends; the first takes everything older.
-            lower_bound := coalesce((regexp_match(lower_bound, 'TO \((.*)\)$'))[1], 'MINVALUE');
-            IF lower_bound = 'MINVALUE' OR lower_bound < bound THEN
-                EXECUTE format('CREATE TABLE counterfoil.%I PARTITION OF counterfoil.session_entry FOR VALUES FROM (%s) TO (%s)', name, lower_bound, bound);
-                PERFORM counterfoil.guard(('counterfoil.' || name)::regclass);
-            END IF;
-        END IF;
+    bound := counterfoil.last_bound('counterfoil.session_entry'::regclass);
+    IF bound IS NULL THEN
+        made := date_trunc('month', here);
+        PERFORM counterfoil.add_partition('session_entry', to_char(made - interval '1 month', 'YYYYMM'), 'MINVALUE', counterfoil.least_id(made));
+    ELSE
+        made := to_timestamp(('x0000' || replace(left(bound, 13), '-', ''))::bit(64)::bigint / 1e3) AT TIME ZONE 'UTC';
+    END IF;
+    WHILE made <= month + interval '2 months' LOOP
+        PERFORM counterfoil.add_partition('session_entry', to_char(made, 'YYYYMM'), counterfoil.least_id(made), counterfoil.least_id(made + interval '1 month'));
+        made := made + interval '1 month';
     END LOOP;
 END $$;
+SELECT counterfoil.prepare(0);
 
 -- Appends a batch, whole or not at all. Every claim that libs/audit-log states for an append is weighed here, by whoever calls:
 --   'committed'  done
 --   'moved'      nothing done: the log has another size; here is its head
+--   'fenced'     nothing done: the fence was raised since the caller last saw it; here it is, and the caller may try again
 --   'claims'     nothing done: a claim does not hold (the caller may read which)
 -- Arrays that begin with the same letter belong together; the first of each, `…_at`, is the position in the batch, from 0.
+-- Statements are skipped where there is nothing for them: each costs as much as ten entries. Plans are made once for all
+-- (plan_cache_mode), and not for the empty tables of the first day (enable_…): every lookup is one by an index.
 CREATE FUNCTION counterfoil.append(
-    expected bigint, new_size bigint, new_time_us bigint, new_frontier bytea, new_checkpoint text,
+    expected bigint, known_fence bigint, new_size bigint, new_time_us bigint, new_frontier bytea, new_checkpoint text,
     leaves bytea, parts bytea, hashes bytea,
     n_level smallint[], n_idx bigint[], n_hash bytea[],
     s_at int[], s_id uuid[], s_version bigint[],
     e_at int[], e_key uuid[],
-    k_at int[], k_id uuid[], k_lookup bytea[], k_wrapped bytea[],
-    t_key uuid[], t_cap int[],
+    k_at int[], k_id uuid[], k_lookup bytea[], k_wrapped bytea[], k_owner uuid[],
+    t_at int[], t_key uuid[], t_cap int[],
     f_key uuid[],
     x_at int[], x_id uuid[], x_change text[], x_realm text[], x_key uuid[], x_kind text[],
     a_at int[], a_key bytea[], a_request bytea[], a_answer bytea[], a_expires_us bigint[],
     credentials jsonb,
-    OUT status text, OUT size bigint, OUT time_us bigint, OUT frontier bytea, OUT checkpoint text
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    OUT status text, OUT size bigint, OUT time_us bigint, OUT frontier bytea, OUT checkpoint text, OUT fence bigint
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
+  SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     head   counterfoil.log_head;
@@ -243,13 +295,19 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     SELECT * INTO head FROM counterfoil.log_head FOR UPDATE;
-    IF head.size <> expected THEN
-        append.status := 'moved';
+    IF head.size <> expected OR head.fence <> known_fence THEN
+        append.status := CASE WHEN head.size <> expected THEN 'moved' ELSE 'fenced' END;
         append.size := head.size;
         append.time_us := head.time_us;
         append.frontier := head.frontier;
         append.checkpoint := head.checkpoint;
+        append.fence := head.fence;
         RETURN;
+    END IF;
+    -- A writer that has gone mad stops here, and not at the auditor's.
+    IF new_size <= expected OR length(hashes) <> 32 * (new_size - expected)
+        OR length(new_frontier) <> 32 * bit_count(int8send(new_size)) THEN
+        RAISE EXCEPTION 'the parts of the batch at % do not fit each other', expected USING ERRCODE = 'check_violation';
     END IF;
     append.status := 'claims';
     -- Versions follow on the newest one, and on each other.
@@ -259,7 +317,7 @@ BEGIN
         WHERE c.version <> c.nth + coalesce((SELECT e.version FROM counterfoil.session_entry AS e
                                              WHERE e.session_id = c.id ORDER BY e.version DESC LIMIT 1), 0)
     ) THEN RETURN; END IF;
-    -- Data keys: those said to exist do, if only since earlier in the batch; those said to be new are.
+    -- Data keys: those said to be new are; those said to exist do, if only since earlier in the batch.
     IF cardinality(k_id) > 0 AND (
         EXISTS (SELECT FROM counterfoil.data_key AS d WHERE d.id = ANY (k_id))
         OR EXISTS (SELECT FROM counterfoil.data_key AS d WHERE d.lookup = ANY (k_lookup))
@@ -271,11 +329,12 @@ BEGIN
         WHERE NOT EXISTS (SELECT FROM counterfoil.data_key AS d WHERE d.id = c.key)
           AND NOT EXISTS (SELECT FROM unnest(k_at, k_id) AS n (at, id) WHERE n.id = c.key AND n.at < c.at)
     ) THEN RETURN; END IF;
-    -- Seats: freed before they are taken. All fit exactly if the strictest cap of each key holds in the end.
+    -- Seats: freed before they are taken, and each taken below its cap.
     IF cardinality(t_key) > 0 AND EXISTS (
-        SELECT FROM (SELECT c.key, min(c.cap) AS cap, count(*) AS taken FROM unnest(t_key, t_cap) AS c (key, cap) GROUP BY c.key) AS c
-        WHERE c.taken + coalesce((SELECT d.open_sessions FROM counterfoil.data_key AS d WHERE d.id = c.key), 0)
-              - (SELECT count(*) FROM unnest(f_key) AS f (key) WHERE f.key = c.key) > c.cap
+        SELECT FROM (SELECT c.key, c.cap, row_number() OVER (PARTITION BY c.key ORDER BY c.at) AS nth
+                     FROM unnest(t_at, t_key, t_cap) AS c (at, key, cap)) AS c
+        WHERE c.nth + coalesce((SELECT d.open_sessions FROM counterfoil.data_key AS d WHERE d.id = c.key), 0)
+              - cardinality(array_positions(f_key, c.key)) > c.cap
     ) THEN RETURN; END IF;
     IF cardinality(a_key) > 0 AND (
         EXISTS (SELECT FROM counterfoil.kept_answer AS k WHERE k.key = ANY (a_key))
@@ -284,7 +343,9 @@ BEGIN
 
     -- Nothing stands against it.
     INSERT INTO counterfoil.batch (first, count, leaves, checkpoint) VALUES (expected, new_size - expected, leaves, new_checkpoint);
-    INSERT INTO counterfoil.sealed_batch (first, parts) VALUES (expected, parts);
+    IF parts IS NOT NULL THEN
+        INSERT INTO counterfoil.sealed_batch (first, parts) VALUES (expected, parts);
+    END IF;
     INSERT INTO counterfoil.leaf_hashes (first, hashes) VALUES (expected, hashes);
     IF cardinality(n_idx) > 0 THEN
         INSERT INTO counterfoil.tree_node (level, idx, hash) SELECT * FROM unnest(n_level, n_idx, n_hash);
@@ -294,8 +355,7 @@ BEGIN
             SELECT c.id, c.version, expected + c.at FROM unnest(s_at, s_id, s_version) AS c (at, id, version);
     END IF;
     IF cardinality(k_id) > 0 THEN
-        INSERT INTO counterfoil.data_key (id, lookup, wrapped)
-            SELECT * FROM unnest(k_id, k_lookup, k_wrapped);
+        INSERT INTO counterfoil.data_key (id, lookup, wrapped, owner) SELECT * FROM unnest(k_id, k_lookup, k_wrapped, k_owner);
     END IF;
     IF cardinality(t_key) > 0 OR cardinality(f_key) > 0 THEN
         UPDATE counterfoil.data_key AS d SET open_sessions = greatest(0, d.open_sessions + c.change)
@@ -305,24 +365,28 @@ BEGIN
             WHERE d.id = c.key;
     END IF;
     IF cardinality(x_id) > 0 THEN
-        INSERT INTO counterfoil.session_index (session_id, realm, data_key, kind, open)
-            SELECT c.id, c.realm, c.key, c.kind, true FROM unnest(x_id, x_change, x_realm, x_key, x_kind) AS c (id, change, realm, key, kind)
-            WHERE c.change = 'opened';
+        IF 'opened' = ANY (x_change) THEN
+            INSERT INTO counterfoil.session_index (session_id, realm, data_key, kind, open)
+                SELECT c.id, c.realm, c.key, c.kind, true FROM unnest(x_id, x_change, x_realm, x_key, x_kind) AS c (id, change, realm, key, kind)
+                WHERE c.change = 'opened';
+        END IF;
         IF 'bound' = ANY (x_change) THEN
             UPDATE counterfoil.session_index AS i SET data_key = c.key
                 FROM (SELECT DISTINCT ON (c.id) c.id, c.key FROM unnest(x_at, x_id, x_change, x_key) AS c (at, id, change, key)
                       WHERE c.change = 'bound' ORDER BY c.id, c.at DESC) AS c
                 WHERE i.session_id = c.id;
+            -- The key of the session's anonymous time has the session's id: it becomes the subject's too.
             UPDATE counterfoil.data_key AS d SET owner = c.key
                 FROM (SELECT DISTINCT ON (c.id) c.id, c.key FROM unnest(x_at, x_id, x_change, x_key) AS c (at, id, change, key)
-                      WHERE c.change = 'bound' ORDER BY c.id, c.at DESC) AS c
+                      WHERE c.change = 'bound' AND NOT EXISTS (SELECT FROM unnest(k_at, k_id) AS n (at, id) WHERE n.id = c.id AND n.at > c.at)
+                      ORDER BY c.id, c.at DESC) AS c
                 WHERE d.id = c.id;
         END IF;
         IF 'closed' = ANY (x_change) THEN
             UPDATE counterfoil.session_index AS i SET open = false
                 FROM unnest(x_id, x_change) AS c (id, change) WHERE c.change = 'closed' AND i.session_id = c.id;
-            DELETE FROM counterfoil.session_use AS u
-                USING unnest(x_id, x_change) AS c (id, change) WHERE c.change = 'closed' AND u.session_id = c.id;
+            UPDATE counterfoil.session_use AS u SET closed = true
+                FROM unnest(x_id, x_change) AS c (id, change) WHERE c.change = 'closed' AND u.session_id = c.id;
         END IF;
     END IF;
     IF cardinality(a_key) > 0 THEN
@@ -330,42 +394,63 @@ BEGIN
             SELECT c.key, c.request, c.answer, expected + c.at, c.expires_us
             FROM unnest(a_at, a_key, a_request, a_answer, a_expires_us) AS c (at, key, request, answer, expires_us);
     END IF;
-    FOR change IN SELECT jsonb_array_elements(credentials) LOOP
-        IF change ? 'revoked' THEN
-            UPDATE counterfoil.credential AS c SET revoked_us = (change ->> 'revoked_us')::bigint
-                WHERE c.id = change ->> 'revoked' AND c.revoked_us IS NULL;
-        ELSE
-            INSERT INTO counterfoil.credential (id, digest, realm, roles, label, created_us, revoked_us)
-                VALUES (change ->> 'id', decode(change ->> 'digest', 'hex'), change ->> 'realm', change ->> 'roles',
-                        change ->> 'label', (change ->> 'created_us')::bigint, (change ->> 'revoked_us')::bigint)
-                ON CONFLICT (digest) DO NOTHING;
-        END IF;
-    END LOOP;
+    IF credentials IS NOT NULL THEN
+        FOR change IN SELECT jsonb_array_elements(credentials) LOOP
+            IF change ? 'revoked' THEN
+                UPDATE counterfoil.credential AS c SET revoked_us = (change ->> 'revoked_us')::bigint
+                    WHERE c.id = change ->> 'revoked' AND c.revoked_us IS NULL;
+            ELSE
+                INSERT INTO counterfoil.credential (id, digest, realm, roles, label, created_us, revoked_us)
+                    VALUES (change ->> 'id', decode(change ->> 'digest', 'hex'), change ->> 'realm', change ->> 'roles',
+                            change ->> 'label', (change ->> 'created_us')::bigint, (change ->> 'revoked_us')::bigint)
+                    ON CONFLICT (digest) DO NOTHING;
+            END IF;
+        END LOOP;
+    END IF;
     UPDATE counterfoil.log_head SET size = new_size, time_us = new_time_us, frontier = new_frontier, checkpoint = new_checkpoint;
     append.status := 'committed';
 END $$;
 
--- Waits until no append is running, and answers the leaves stored at `first`.
-CREATE FUNCTION counterfoil.settled(first bigint) RETURNS bytea
+-- Waits until no append is running, and answers the leaves stored at `first`. Afterwards the answer is final: if the log has not
+-- come past `first`, the fence is raised, and an append that is still on its way with the old one will find itself shut out.
+CREATE FUNCTION counterfoil.settled(first bigint, OUT leaves bytea, OUT fence bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    head counterfoil.log_head;
 BEGIN
-    PERFORM FROM counterfoil.log_head FOR UPDATE;
-    RETURN (SELECT b.leaves FROM counterfoil.batch AS b WHERE b.first = settled.first);
+    SELECT * INTO head FROM counterfoil.log_head FOR UPDATE;
+    IF head.size <= settled.first THEN
+        UPDATE counterfoil.log_head SET fence = fence + 1 RETURNING fence INTO settled.fence;
+    ELSE
+        settled.fence := head.fence;
+        SELECT b.leaves INTO settled.leaves FROM counterfoil.batch AS b WHERE b.first = settled.first;
+    END IF;
 END $$;
 
--- Notes when sessions were last used; never back, and not of closed ones.
+-- Notes when sessions were last used; never back.
 CREATE FUNCTION counterfoil.mark_uses(ids uuid[], times_us bigint[]) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    INSERT INTO counterfoil.session_use AS u (session_id, last_seen_us)
-        SELECT c.id, max(c.time_us) FROM unnest(ids, times_us) AS c (id, time_us)
-        WHERE NOT EXISTS (SELECT FROM counterfoil.session_index AS i WHERE i.session_id = c.id AND NOT i.open)
+    INSERT INTO counterfoil.session_use AS u (session_id, last_seen_us, closed)
+        SELECT c.id, max(c.time_us), coalesce((SELECT NOT i.open FROM counterfoil.session_index AS i WHERE i.session_id = c.id), false)
+        FROM unnest(ids, times_us) AS c (id, time_us)
+        -- In one order, so that two of these never wait for each other.
         GROUP BY c.id ORDER BY c.id
     ON CONFLICT (session_id) DO UPDATE SET last_seen_us = excluded.last_seen_us WHERE excluded.last_seen_us > u.last_seen_us
 $$;
 
--- Forgets kept answers that have expired, a bounded number, without waiting for anybody.
+-- Forgets kept answers that have expired and marks of closed sessions, a bounded number of each, without waiting for anybody.
+-- A mark that was written while its session closed does not know that it is closed. Such marks come to lie among the oldest,
+-- so that is where a few more are looked at.
 CREATE FUNCTION counterfoil.forget_expired(now_us bigint, most bigint) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    DELETE FROM counterfoil.session_use WHERE session_id IN (
+        (SELECT u.session_id FROM counterfoil.session_use AS u WHERE u.closed LIMIT most FOR UPDATE SKIP LOCKED)
+    );
+    DELETE FROM counterfoil.session_use WHERE session_id IN (
+        SELECT u.session_id FROM (SELECT o.session_id FROM counterfoil.session_use AS o ORDER BY o.session_id LIMIT least(most, 500)) AS u
+        JOIN counterfoil.session_index AS i ON i.session_id = u.session_id WHERE NOT i.open
+    );
     WITH expired AS (
         SELECT k.key FROM counterfoil.kept_answer AS k WHERE k.expires_us < now_us ORDER BY k.expires_us LIMIT most FOR UPDATE SKIP LOCKED
     ), forgotten AS (

@@ -1,12 +1,13 @@
 //! The one task of a process that appends to the log.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use session_model::{Leaf, LeafHash, LeafIndex, TreeSize};
+use session_model::{KeyId, Leaf, LeafHash, LeafIndex, TreeSize};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -200,8 +201,13 @@ impl<S: CommitSink> Appender<S> {
                 queued.progress.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
             };
             waiting.retain(taken);
-            // Parallel requests queue in another order than they looked at the clock.
-            waiting.sort_by_key(|queued| queued.proposed.leaf.time);
+            // Parallel requests queue in another order than they looked at the clock. Who takes a seat that another gives up
+            // comes after him, so that no reader of the log ever counts one too many.
+            let freed: HashSet<KeyId> = waiting.iter().filter_map(|queued| queued.proposed.claims.free_seat).collect();
+            let waits_for_seat = |queued: &Queued<S::Ticket>| {
+                !freed.is_empty() && queued.proposed.claims.take_seat.is_some_and(|seat| freed.contains(&seat.key))
+            };
+            waiting.sort_by_key(|queued| (waits_for_seat(queued), queued.proposed.leaf.time));
             let (entries, tickets) = waiting.drain(..).map(|queued| (queued.proposed, queued.ticket)).unzip();
             self.commit(entries, tickets).await;
         }

@@ -100,9 +100,17 @@ async fn follow(service: Arc<SessionService>, status: Arc<Mutex<FollowerStatus>>
     if let Ok(reflected) = service.view.reflects().await {
         service.progress.applied(LeafIndex(0), reflected);
     }
-    let mut checked_view = Instant::now();
+    // What the view was last told that it reflects; less than that, and it has lost what it held.
+    let mut told = TreeSize(0);
     loop {
-        match catch_up(&service, &status, started).await {
+        if let Ok(reflects) = service.view.reflects().await
+            && reflects < told
+        {
+            info!(%reflects, "the view has lost what it held: applying the log again");
+            service.progress.lost(reflects);
+            told = reflects;
+        }
+        match catch_up(&service, &status, started, &mut told).await {
             Ok(()) => {
                 let mut status = status.lock();
                 if status.rebuild == RebuildState::Running {
@@ -116,16 +124,6 @@ async fn follow(service: Arc<SessionService>, status: Arc<Mutex<FollowerStatus>>
                 }
             }
             Err(failure) => warn!(failure = &failure as &dyn std::error::Error, "the view could not follow the log"),
-        }
-        if checked_view.elapsed() > Duration::from_secs(1) {
-            checked_view = Instant::now();
-            if let Ok(reflects) = service.view.reflects().await
-                && reflects < service.progress.reflected()
-            {
-                info!(%reflects, "the view has lost what it held: applying the log again");
-                service.progress.lost(reflects);
-                continue;
-            }
         }
         tokio::select! {
             _ = stopped.changed() => return,
@@ -142,6 +140,7 @@ async fn catch_up(
     service: &SessionService,
     status: &Mutex<FollowerStatus>,
     started: Instant,
+    told: &mut TreeSize,
 ) -> Result<(), FollowError> {
     let size = service.log.head().await?.size();
     service.contact.made();
@@ -175,7 +174,11 @@ async fn catch_up(
             status.rebuild_seconds = started.elapsed().as_secs_f64();
         }
     }
-    service.view.set_reflects(service.progress.reflected()).await?;
+    let reflected = service.progress.reflected();
+    if reflected > *told {
+        service.view.set_reflects(reflected).await?;
+        *told = reflected;
+    }
     Ok(())
 }
 

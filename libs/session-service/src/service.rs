@@ -115,7 +115,6 @@ const KEEP_ANSWERS: Seconds = Seconds::hours(24);
 
 /// A change that is recorded.
 #[derive(Debug, Clone)]
-#[must_use]
 pub struct Changed {
     /// The session after it.
     pub session: Arc<Session>,

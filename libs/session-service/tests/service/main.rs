@@ -1,0 +1,7 @@
+//! The service on memory adapters: guarantees 1 to 10 and 14 of DESIGN section 4, each with a test that can fail.
+
+mod faults;
+mod parallel;
+mod rig;
+mod rules;
+mod views;
