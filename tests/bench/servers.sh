@@ -83,8 +83,8 @@ counterfoil_database() {
   pg_sql postgres "CREATE DATABASE $1"
   COUNTERFOIL__LOG__URL=$(pg_url "$1") COUNTERFOIL__DATA_DIR=$BENCH_TMP/migrate-$1 "$COUNTERFOIL" migrate \
     >"$BENCH_TMP/migrate-$1.log" 2>&1 || fail "migrate failed: $(tail -n 5 "$BENCH_TMP/migrate-$1.log")"
-  pg_sql postgres "DO \$\$ BEGIN CREATE ROLE bench LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END \$\$"
-  pg_sql postgres "GRANT counterfoil_writer TO bench"
+  [ -n "$(pg_sql postgres "SELECT 1 FROM pg_roles WHERE rolname = 'bench'")" ] || pg_sql postgres "CREATE ROLE bench LOGIN"
+  pg_sql postgres "SET client_min_messages = warning; GRANT counterfoil_writer TO bench"
 }
 
 # start_counterfoil NAME LOG_URL VIEW_URL: sets STARTED, STARTED_PID, STARTED_MANAGEMENT. The same NAME again starts the same data.
@@ -124,12 +124,27 @@ stop_all() {
   if [ -n "${BENCH_KEEP:-}" ]; then echo "kept: $BENCH_TMP" >&2; else rm -rf "$BENCH_TMP"; fi
 }
 
-# collect NAME WHAT COUNT CONNECTIONS URL, with BENCH_* of the request in the environment: makes sessions, and a file of them.
+# wrk_count COUNT CONNECTIONS URL, with BENCH_* of the request in the environment: loads until so many are answered with 2xx, and a few
+# more, and prints what wrk prints. wrk knows only durations, so its threads are watched and it is told to end.
+wrk_count() {
+  local threads=2 pid
+  rm -f "$BENCH_TMP/done".*
+  BENCH_QUOTA=$((($1 + threads - 1) / threads)) BENCH_DONE=$BENCH_TMP/done \
+    wrk -t $threads -c "$2" -d 7200s --timeout 30s -s "$BENCH/lua/load.lua" "$3" >"$BENCH_TMP/wrk.out" 2>&1 &
+  pid=$!
+  BENCH_PIDS+=("$pid")
+  while kill -0 $pid 2>/dev/null; do
+    [ -e "$BENCH_TMP/done.0" ] && [ -e "$BENCH_TMP/done.1" ] && kill -INT $pid
+    sleep 0.05
+  done
+  wait $pid
+  cat "$BENCH_TMP/wrk.out"
+}
+
+# collect NAME WHAT COUNT CONNECTIONS URL: as wrk_count, and what the answers hold goes to $BENCH_TMP/collect-NAME.all.
 collect() {
-  local threads=2
   rm -f "$BENCH_TMP/collect-$1".*
-  BENCH_COLLECT="$BENCH_TMP/collect-$1" BENCH_WHAT=$2 BENCH_QUOTA=$(($3 / threads)) \
-    wrk -t $threads -c "$4" -d 3600s --timeout 30s -s "$BENCH/lua/load.lua" "$5" >"$BENCH_TMP/collect-$1.log" 2>&1
+  BENCH_COLLECT="$BENCH_TMP/collect-$1" BENCH_WHAT=$2 wrk_count "$3" "$4" "$5" >"$BENCH_TMP/collect-$1.log"
   cat "$BENCH_TMP/collect-$1".[0-9]* >"$BENCH_TMP/collect-$1.all"
   [ "$(wc -l <"$BENCH_TMP/collect-$1.all")" -ge "$3" ] || fail "$1: the sessions could not be made: $(cat "$BENCH_TMP/collect-$1.log")"
 }

@@ -122,7 +122,7 @@ fn data_key(row: &PgRow) -> Result<DataKeyRow, ReadError> {
 }
 
 fn credential(row: &PgRow) -> Result<Credential, ReadError> {
-    let roles = serde_json::from_str(column(row, "roles")?);
+    let roles = serde_json::from_value(column::<Vec<String>>(row, "roles")?.into());
     let realm = column::<&str>(row, "realm")?.parse();
     Ok(Credential {
         id: column(row, "id")?,

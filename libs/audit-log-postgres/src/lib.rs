@@ -7,6 +7,7 @@
 //! Start with [`PostgresLog::connect`].
 
 mod append;
+mod changes;
 mod index;
 mod open;
 mod read;

@@ -2,18 +2,24 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use audit_log::ReadError;
 use parking_lot::Mutex;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, Executor, PgConnection, PgPool, SqlStr};
+use tracing::warn;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
+use crate::append::APPEND;
 
-/// The schema this program works with.
+/// The schema this program was written for. A newer one that still serves it will do: see migrations/README.md.
 const SCHEMA: i32 = 1;
+
+/// A pooled connection that was idle for longer is tried before it is used. A server that restarts breaks all of them, and
+/// each would cost somebody a failure; one that was in use a moment ago is not worth the round trip.
+const IDLE_TRUSTED: Duration = Duration::from_millis(250);
 
 /// How to reach PostgreSQL.
 #[derive(Clone)]
@@ -49,6 +55,12 @@ pub enum OpenError {
         /// What there is.
         found: String,
     },
+    /// The role may not do what the service does.
+    #[error("the role {role} lacks the rights of the writer: GRANT counterfoil_writer TO {role}")]
+    NotWriter {
+        /// The role.
+        role: String,
+    },
     /// What is acknowledged could be lost.
     #[error(
         "synchronous_commit is {setting} for this role: what is acknowledged could be lost. Set it to on, remote_write or \
@@ -70,6 +82,10 @@ pub struct PostgresLog {
     /// answered: one that is dropped on the way (an append that was cancelled) is closed, and never gets the next caller an
     /// answer that was another's.
     pub(crate) writer: Mutex<Option<PgConnection>>,
+    /// The fence as last seen: an append that names an older one is refused. Only ever a hint; the database knows.
+    pub(crate) fence: AtomicI64,
+    /// How long an answer to an append is awaited: longer than the server works on it.
+    pub(crate) answer_timeout: Duration,
     writer_options: PgConnectOptions,
     connect_timeout: Duration,
 }
@@ -87,35 +103,38 @@ impl PostgresLog {
     /// [`OpenError`].
     pub async fn connect(config: PostgresConfig) -> Result<Self, OpenError> {
         let timeout = config.statement_timeout.as_millis().to_string();
-        let options = PgConnectOptions::from_str(&config.url)?
-            .application_name(&config.application_name)
-            .options([("statement_timeout", timeout.as_str()), ("lock_timeout", timeout.as_str())]);
-        let pool = |most: u32| {
-            PgPoolOptions::new()
-                .max_connections(most)
-                .acquire_timeout(config.statement_timeout)
-                .test_before_acquire(false)
-        };
-        let readers = pool(config.connections).connect_with(options.clone()).await?;
-        let known: Option<String> =
-            sqlx::query_scalar("SELECT to_regclass('counterfoil.settings')::text").fetch_one(&readers).await?;
-        let version: Option<i32> = match known {
-            None => None,
-            Some(_) => {
-                sqlx::query_scalar("SELECT schema_version FROM counterfoil.settings").fetch_optional(&readers).await?
-            }
-        };
-        if version != Some(SCHEMA) {
-            let found = version.map_or_else(|| "missing".to_owned(), |version| format!("version {version}"));
-            return Err(OpenError::Schema { found });
-        }
-        let setting: String = sqlx::query_scalar("SHOW synchronous_commit").fetch_one(&readers).await?;
-        if setting == "off" || setting == "local" {
-            return Err(OpenError::NotDurable { setting });
-        }
+        let options = PgConnectOptions::from_str(&config.url)?.application_name(&config.application_name).options([
+            ("statement_timeout", timeout.as_str()),
+            ("lock_timeout", timeout.as_str()),
+            ("idle_in_transaction_session_timeout", timeout.as_str()),
+            // A statement whose last bytes never arrive holds its locks, and no other timeout counts then: the server has to
+            // notice by itself, within half a minute, that we are gone.
+            ("tcp_keepalives_idle", "10"),
+            ("tcp_keepalives_interval", "5"),
+            ("tcp_keepalives_count", "3"),
+        ]);
+        let readers = PgPoolOptions::new()
+            .max_connections(config.connections.max(1))
+            .acquire_timeout(config.statement_timeout)
+            .test_before_acquire(false)
+            .before_acquire(|connection, known| {
+                Box::pin(async move {
+                    // An error, too, has the pool take another.
+                    if known.idle_for > IDLE_TRUSTED { connection.ping().await.map(|()| true) } else { Ok(true) }
+                })
+            })
+            .connect_with(options.clone())
+            .await?;
+        check(&readers).await?;
+        let fence = sqlx::query_scalar("SELECT fence FROM counterfoil.log_head")
+            .fetch_one(&readers)
+            .await
+            .map(AtomicI64::new)?;
         Ok(Self {
             readers,
             writer: Mutex::new(None),
+            fence,
+            answer_timeout: config.statement_timeout * 2,
             writer_options: options,
             connect_timeout: config.statement_timeout,
         })
@@ -123,10 +142,21 @@ impl PostgresLog {
 
     /// The appending connection, or a new one.
     pub(crate) async fn take_writer(&self) -> Result<PgConnection, sqlx::Error> {
-        if let Some(connection) = self.writer.lock().take() {
-            return Ok(connection);
+        let idle = self.writer.lock().take();
+        match idle {
+            Some(connection) => Ok(connection),
+            None => self.connect_writer().await,
         }
-        let connecting = PgConnection::connect_with(&self.writer_options);
+    }
+
+    /// A new connection that appends. It has the statement ready, so that the append itself is one round trip, and whatever is
+    /// wrong with the statement is known before anything can have been done.
+    pub(crate) async fn connect_writer(&self) -> Result<PgConnection, sqlx::Error> {
+        let connecting = async {
+            let mut connection = PgConnection::connect_with(&self.writer_options).await?;
+            connection.prepare(SqlStr::from_static(APPEND)).await?;
+            Ok(connection)
+        };
         tokio::time::timeout(self.connect_timeout, connecting).await.map_err(|_| sqlx::Error::PoolTimedOut)?
     }
 
@@ -136,15 +166,65 @@ impl PostgresLog {
     }
 }
 
+/// Whether the log may be opened: its schema, what this role may do, and what the server's settings promise.
+async fn check(readers: &PgPool) -> Result<(), OpenError> {
+    // By the catalogue: asking for the table would fail, and not say why, where the schema may not be used.
+    let (exists, role, writer): (bool, String, bool) = sqlx::query_as(
+        "SELECT to_regnamespace('counterfoil') IS NOT NULL, current_user::text,
+                coalesce(has_schema_privilege(to_regnamespace('counterfoil'), 'USAGE'), false)
+                AND (SELECT coalesce(bool_and(has_function_privilege(oid, 'EXECUTE')), false) FROM pg_proc
+                     WHERE pronamespace = to_regnamespace('counterfoil') AND proname IN ('append', 'lock_head'))",
+    )
+    .fetch_one(readers)
+    .await?;
+    if !exists {
+        return Err(OpenError::Schema { found: "missing".to_owned() });
+    }
+    if !writer {
+        return Err(OpenError::NotWriter { role });
+    }
+    let versions: Option<(i32, i32)> =
+        sqlx::query_as("SELECT serves_from, schema_version FROM counterfoil.settings").fetch_optional(readers).await?;
+    let (from, to) = versions.ok_or_else(|| OpenError::Schema { found: "incomplete".to_owned() })?;
+    if !(from..=to).contains(&SCHEMA) {
+        let found = if from == to { format!("version {to}") } else { format!("version {to}, serving {from} to {to}") };
+        return Err(OpenError::Schema { found });
+    }
+    let (setting, fsync, superuser): (String, String, bool) = sqlx::query_as(
+        "SELECT current_setting('synchronous_commit'), current_setting('fsync'),
+                (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)",
+    )
+    .fetch_one(readers)
+    .await?;
+    if setting == "off" || setting == "local" {
+        return Err(OpenError::NotDurable { setting });
+    }
+    if fsync != "on" {
+        warn!("fsync is off: a crash of the database machine can lose what was acknowledged, and damage the log");
+    }
+    if superuser {
+        warn!(%role, "the log is written as a superuser, whom no grant restrains: a role with counterfoil_writer is enough");
+    }
+    Ok(())
+}
+
 /// Brings the schema up to date. Needs a role that may create schemas and roles.
 ///
 /// # Errors
 /// [`OpenError`].
 pub async fn migrate(url: &str) -> Result<(), OpenError> {
-    let mut connection = PgConnection::connect(url).await?;
-    MIGRATIONS.run(&mut connection).await?;
-    connection.close().await?;
-    Ok(())
+    // A pool of one: `Migrator::run` on a plain connection makes a future that is not `Send`.
+    let pool = PgPoolOptions::new().max_connections(1).connect(url).await?;
+    let migrated = migrator().run(&pool).await;
+    pool.close().await;
+    Ok(migrated?)
+}
+
+/// What to run; a newer program's migrations are none of our business (STYLE section 8: expand, move, contract).
+fn migrator() -> Migrator {
+    let mut migrator = sqlx::migrate!("../../migrations/postgres");
+    migrator.set_ignore_missing(true);
+    migrator
 }
 
 /// A failure of the database, as a failure to read.

@@ -37,7 +37,7 @@ impl LogReader for PostgresLog {
         let Some(start) = start else { return Ok(Vec::new()) };
         let mut rows = sqlx::query(
             "SELECT b.first, b.count, b.leaves, b.checkpoint, s.parts
-             FROM counterfoil.batch AS b LEFT JOIN counterfoil.sealed_batch AS s ON s.first = b.first
+             FROM counterfoil.batch AS b LEFT JOIN counterfoil.sealed_batch AS s ON s.first = b.first AND s.first >= $1 AND s.first < $2
              WHERE b.first >= $1 AND b.first < $2 AND b.first + b.count > $3 ORDER BY b.first",
         )
         .bind(start)

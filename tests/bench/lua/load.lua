@@ -2,7 +2,7 @@
 --   BENCH_METHOD, BENCH_PATH, BENCH_BODY, BENCH_TYPE (media type), BENCH_KEY (API key), BENCH_RUN (a tag)
 --   BENCH_ITEMS    file with one item a line; {item} in path, body and BENCH_COOKIE is one of them at random
 --   BENCH_COLLECT  prefix of files to which each answer's BENCH_WHAT is written: session (token and id), id or cookie
---   BENCH_QUOTA    answers after which a thread stops
+--   BENCH_QUOTA    answers after which a thread stops, and says so by a file BENCH_DONE.<thread>: wrk itself goes on waiting
 -- {n} in the body is a number that no other request of the run has, {t} the thread.
 local env = os.getenv
 
@@ -78,6 +78,7 @@ if env("BENCH_QUOTA") then
     end
     if got == quota then
       if collected then collected:close() end
+      io.open(env("BENCH_DONE") .. "." .. thread_number, "w"):close()
       wrk.thread:stop()
     end
   end

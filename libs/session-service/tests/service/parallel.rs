@@ -238,7 +238,7 @@ proptest! {
         runtime.block_on(async move {
             let one = Arc::new(Rig::new(policy()));
             let two = Arc::new(one.beside());
-            let ids = Arc::default();
+            let ids: Arc<parking_lot::Mutex<Vec<SessionId>>> = Arc::default();
             let mut tasks = Vec::new();
             for (n, steps) in clients.into_iter().enumerate() {
                 let rig = Arc::clone(if n % 2 == 0 { &one } else { &two });
@@ -267,7 +267,8 @@ proptest! {
             // A process that starts now, from nothing but the log, agrees with those that lived through it.
             let three = one.beside();
             let last = session_model::LeafIndex(leaves.len().saturating_sub(1) as u64);
-            for id in ids.lock().clone() {
+            let all = ids.lock().clone();
+            for id in all {
                 let lived = one.service.get(&seeing(last), id).await.unwrap();
                 let rebuilt = three.service.get(&caller(), id).await.unwrap();
                 prop_assert_eq!(serde_json::to_string(&*lived).unwrap(), serde_json::to_string(&*rebuilt).unwrap());

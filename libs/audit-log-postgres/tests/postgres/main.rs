@@ -1,0 +1,36 @@
+//! The log in PostgreSQL: the suite that every log passes, and what only a server can be put through.
+//!
+//! `TEST_DATABASE_URL` names a server as its superuser. Each test makes a database of its own and drops it; roles belong to
+//! the whole server and are shared.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail by panicking, too"
+)]
+
+mod crashes;
+mod guards;
+mod opening;
+mod partitions;
+mod racing;
+mod support;
+
+use std::sync::Arc;
+
+use audit_log::LogStore;
+
+use crate::support::Database;
+
+async fn build() -> (Arc<dyn LogStore>, Database) {
+    let database = Database::new().await;
+    (Arc::new(database.open().await), database)
+}
+
+async fn again(database: &Database) -> Arc<dyn LogStore> {
+    Arc::new(database.open().await)
+}
+
+audit_log::conformance_tests!(conformance, build, again);

@@ -1,0 +1,93 @@
+//! The direction of dependencies (DESIGN section 9), read from `cargo metadata`: prose rots, this does not.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on should stop")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+/// For each crate of ours, which others of ours it may depend on. Arrows point one way: services -> api -> service -> ports ->
+/// pure. An adapter has its port and the pure crates only; only the composition root names an adapter.
+const MAY: &[(&str, &[&str])] = &[
+    // Pure.
+    ("session-model", &[]),
+    ("merkle-log", &["session-model"]),
+    ("sealing", &["merkle-log", "session-model"]),
+    // Ports.
+    ("audit-log", &["merkle-log", "session-model"]),
+    ("session-view", &["session-model"]),
+    // Adapters.
+    ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
+    ("audit-log-postgres", &["audit-log", "merkle-log", "session-model"]),
+    ("session-view-redis", &["session-view", "session-model"]),
+    // The service and who may ask it.
+    ("session-service", &["audit-log", "merkle-log", "sealing", "session-model", "session-view"]),
+    ("access", &["audit-log", "sealing", "session-model"]),
+    // Mouths.
+    ("api-http", &["access", "sealing", "session-model", "session-service"]),
+    ("api-audit", &["access", "api-http", "audit-log", "merkle-log", "session-model", "session-service"]),
+    ("api-rest", &["access", "api-audit", "api-http", "audit-log", "sealing", "session-model", "session-service"]),
+    ("telemetry", &[]),
+    // The offline verifier shares only pure crates with the server.
+    ("counterfoil-verify", &["merkle-log", "session-model"]),
+    ("counterfoil-bench-peers", &[]),
+];
+
+/// What the pure crates may not touch, however far down: no I/O, no runtime, no clock of their own.
+const IMPURE: &[&str] = &["tokio", "actix-web", "sqlx", "redis", "openssl", "reqwest"];
+
+fn metadata() -> serde_json::Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Each crate of the workspace with the names of what it depends on, tests aside.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    let of = |package: &serde_json::Value| {
+        let dependencies = package["dependencies"].as_array().unwrap().iter();
+        let normal = dependencies.filter(|dependency| dependency["kind"].is_null());
+        normal.map(|dependency| dependency["name"].as_str().unwrap().to_owned()).collect()
+    };
+    packages.map(|package| (package["name"].as_str().unwrap().to_owned(), of(package))).collect()
+}
+
+#[test]
+fn arrows_point_one_way() {
+    let all = dependencies();
+    let ours: BTreeSet<&str> = all.keys().map(String::as_str).collect();
+    for (name, depends_on) in &all {
+        if name == "counterfoil" {
+            continue;
+        }
+        let rule = MAY.iter().find(|(known, _)| known == name);
+        let (_, allowed) = rule.unwrap_or_else(|| panic!("{name} has no rule: say here what it may depend on"));
+        for dependency in depends_on.iter().filter(|dependency| ours.contains(dependency.as_str())) {
+            assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn pure_crates_do_no_io() {
+    let all = dependencies();
+    for name in ["session-model", "merkle-log", "counterfoil-verify"] {
+        for dependency in &all[name] {
+            assert!(!IMPURE.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn only_the_composition_root_names_an_adapter() {
+    for (name, depends_on) in dependencies() {
+        for adapter in ["audit-log-sqlite", "audit-log-postgres", "session-view-redis"] {
+            assert!(name == "counterfoil" || !depends_on.contains(adapter), "{name} names {adapter}");
+        }
+    }
+}

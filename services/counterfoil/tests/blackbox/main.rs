@@ -1,0 +1,14 @@
+//! The program as its users meet it: started, asked over HTTP, killed, started again.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on should stop where it is"
+)]
+
+mod bad_input;
+mod bad_weather;
+mod program;
+mod secrets;
+mod walk;
