@@ -1,6 +1,5 @@
 //! Who asks, in which trace, having seen what.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -31,19 +30,22 @@ impl Trace {
     }
 
     fn read(headers: &HeaderMap) -> Self {
-        let random = Ids.secret().unwrap_or([1; 32]);
-        let hex = |bytes: &[u8]| {
-            bytes.iter().fold(String::with_capacity(32), |mut text, byte| {
-                // Writing to a String cannot fail.
-                let _always = write!(text, "{byte:02x}");
-                text
-            })
-        };
-        let (trace, span) = random.split_at(16);
-        let span = hex(span.get(..8).unwrap_or_default());
+        let random: [u8; 24] = Ids.public().unwrap_or([1; 24]);
+        let mut digits = [0; 48];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(random) {
+            if let [high, low] = pair {
+                *high = hex_digit(byte >> 4);
+                *low = hex_digit(byte & 15);
+            }
+        }
+        let digits = std::str::from_utf8(&digits).unwrap_or_default();
+        let (trace, span) = digits.split_at_checked(32).unwrap_or_default();
         let given = headers.get("traceparent").and_then(|value| value.to_str().ok()).and_then(given_trace);
-        let trace = given.map_or_else(|| hex(trace), str::to_owned);
-        Self { parent: format!("00-{trace}-{span}-01") }
+        let mut parent = String::with_capacity(55);
+        for part in ["00-", given.unwrap_or(trace), "-", span, "-01"] {
+            parent.push_str(part);
+        }
+        Self { parent }
     }
 
     /// The trace id: 32 hexadecimal digits.
@@ -55,6 +57,10 @@ impl Trace {
     pub fn parent(&self) -> &str {
         &self.parent
     }
+}
+
+const fn hex_digit(nibble: u8) -> u8 {
+    if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
 }
 
 /// The trace id of a `traceparent` header (W3C Trace Context section 3.2).
@@ -139,6 +145,12 @@ impl Gate {
             },
         })
     }
+}
+
+/// A leaf index as clients write it: what a signed 64-bit reader can hold, as the OpenAPI document says.
+fn leaf_index(text: &str) -> Option<LeafIndex> {
+    let number = text.parse::<i64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    u64::try_from(number).ok().map(LeafIndex)
 }
 
 /// An IPv4 client of a dual-stack listener is an IPv4 client.

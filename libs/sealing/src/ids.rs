@@ -1,5 +1,7 @@
 //! Identifiers and secrets, from OpenSSL's random generator.
 
+use std::cell::RefCell;
+
 use session_model::{EntryId, KeyId, SessionId, Timestamp, Token, TokenDigest};
 use uuid::Uuid;
 
@@ -9,10 +11,36 @@ use crate::{SealError, sha256};
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ids;
 
+/// Random bytes for identifiers, drawn in bulk: what ends up in an identifier is no secret, so it may lie in memory for a while.
+/// Tokens, keys and nonces are never taken from here.
+struct Pool {
+    bytes: [u8; 4_096],
+    used: usize,
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { bytes: [0; 4_096], used: 4_096 }) };
+}
+
 impl Ids {
+    /// Random bytes for an identifier that is no secret.
+    ///
+    /// # Errors
+    /// See [`Ids::session`].
+    pub fn public<const N: usize>(self) -> Result<[u8; N], SealError> {
+        POOL.with_borrow_mut(|pool| {
+            if let Some(bytes) = pool.bytes.get(pool.used..).and_then(|rest| rest.first_chunk::<N>()) {
+                pool.used += N;
+                return Ok(*bytes);
+            }
+            openssl::rand::rand_bytes(&mut pool.bytes)?;
+            pool.used = N;
+            pool.bytes.first_chunk::<N>().copied().ok_or(SealError::Malformed("more bytes than an identifier has"))
+        })
+    }
+
     fn v7(now: Timestamp) -> Result<Uuid, SealError> {
-        let mut random = [0; 10];
-        openssl::rand::rand_bytes(&mut random)?;
+        let random: [u8; 10] = Self.public()?;
         let millis = u64::try_from(now.as_micros() / 1000).unwrap_or_default();
         Ok(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
     }
