@@ -18,12 +18,23 @@ pub use ids::{Ids, token_digest};
 pub use keyring::Keyring;
 pub use log_key::{LogKey, VerifierKey};
 
+use std::sync::LazyLock;
+
+use openssl::cipher::Cipher;
+use openssl::cipher_ctx::CipherCtx;
 use openssl::error::ErrorStack;
-use openssl::hash::MessageDigest;
-use openssl::pkey::PKey;
-use openssl::sign::Signer;
-use openssl::symm::{self, Cipher};
+use openssl::md::Md;
+use openssl::md_ctx::MdCtx;
 use session_model::Digest;
+
+/// Algorithms, fetched from OpenSSL's provider once. Naming one anew for each operation makes OpenSSL 3 search its tables under
+/// a lock every time, which cost more than the cryptography itself.
+static SHA256: LazyLock<Result<Md, ErrorStack>> = LazyLock::new(|| Md::fetch(None, "SHA2-256", None));
+static AES_256_GCM: LazyLock<Result<Cipher, ErrorStack>> = LazyLock::new(|| Cipher::fetch(None, "AES-256-GCM", None));
+
+fn fetched<T>(algorithm: &'static LazyLock<Result<T, ErrorStack>>) -> Result<&'static T, ErrorStack> {
+    (**algorithm).as_ref().map_err(Clone::clone)
+}
 
 /// Why a cryptographic operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,21 +58,36 @@ pub fn sha256(bytes: &[u8]) -> Digest {
     Digest(openssl::sha::sha256(bytes))
 }
 
-/// HMAC-SHA-256 (RFC 2104).
-pub(crate) fn hmac(key: &[u8], parts: &[&[u8]]) -> Result<Digest, ErrorStack> {
-    let key = PKey::hmac(key)?;
-    let mut signer = Signer::new(MessageDigest::sha256(), &key)?;
+fn digest(parts: &[&[u8]]) -> Result<Digest, ErrorStack> {
+    let mut context = MdCtx::new()?;
+    context.digest_init(fetched(&SHA256)?)?;
     for part in parts {
-        signer.update(part)?;
+        context.digest_update(part)?;
     }
     let mut digest = [0; 32];
-    signer.sign(&mut digest)?;
+    context.digest_final(&mut digest)?;
     Ok(Digest(digest))
 }
 
+/// HMAC-SHA-256 (RFC 2104), for keys of at most one block: all of ours have 32 bytes. Out of two digests, because OpenSSL's own
+/// takes a key object that is looked up by name each time.
+pub(crate) fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> Result<Digest, ErrorStack> {
+    const BLOCK: usize = 64;
+    let padded = |with: u8| {
+        let mut block = [with; BLOCK];
+        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        block
+    };
+    let (inner, outer) = (padded(0x36), padded(0x5c));
+    let mut hashed: Vec<&[u8]> = Vec::with_capacity(parts.len() + 1);
+    hashed.push(&inner);
+    hashed.extend_from_slice(parts);
+    digest(&[&outer, &digest(&hashed)?.0])
+}
+
 /// HKDF-Expand with SHA-256 (RFC 5869 section 2.3), for keys that are uniform already, two blocks at most: written with
-/// HMAC because one fetch of OpenSSL's KDF costs more than the two HMACs.
-pub(crate) fn expand(key: &[u8], info: &[&[u8]]) -> Result<[Digest; 2], ErrorStack> {
+/// HMAC because OpenSSL's KDF is fetched anew each time, which costs more than the two HMACs.
+pub(crate) fn expand(key: &[u8; 32], info: &[&[u8]]) -> Result<[Digest; 2], ErrorStack> {
     let mut first: Vec<&[u8]> = info.to_vec();
     first.push(&[1]);
     let one = hmac(key, &first)?;
@@ -76,11 +102,15 @@ pub(crate) fn expand(key: &[u8], info: &[&[u8]]) -> Result<[Digest; 2], ErrorSta
 pub(crate) fn encrypt(key: &[u8; 32], bound_to: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, ErrorStack> {
     let mut nonce = [0; NONCE];
     openssl::rand::rand_bytes(&mut nonce)?;
-    let mut tag = [0; TAG];
-    let ciphertext = symm::encrypt_aead(Cipher::aes_256_gcm(), key, Some(&nonce), bound_to, plaintext, &mut tag)?;
-    let mut sealed = Vec::with_capacity(NONCE + ciphertext.len() + TAG);
+    let mut context = CipherCtx::new()?;
+    context.encrypt_init(Some(fetched(&AES_256_GCM)?), Some(key), Some(&nonce))?;
+    context.cipher_update(bound_to, None)?;
+    let mut sealed = Vec::with_capacity(NONCE + plaintext.len() + TAG);
     sealed.extend_from_slice(&nonce);
-    sealed.extend_from_slice(&ciphertext);
+    context.cipher_update_vec(plaintext, &mut sealed)?;
+    context.cipher_final_vec(&mut sealed)?;
+    let mut tag = [0; TAG];
+    context.tag(&mut tag)?;
     sealed.extend_from_slice(&tag);
     Ok(sealed)
 }
@@ -90,8 +120,14 @@ pub(crate) fn decrypt(key: &[u8; 32], bound_to: &[u8], sealed: &[u8]) -> Result<
     let (nonce, rest) = sealed.split_at_checked(NONCE).ok_or(SealError::NotAuthentic)?;
     let (ciphertext, tag) =
         rest.len().checked_sub(TAG).and_then(|at| rest.split_at_checked(at)).ok_or(SealError::NotAuthentic)?;
-    symm::decrypt_aead(Cipher::aes_256_gcm(), key, Some(nonce), bound_to, ciphertext, tag)
-        .map_err(|_| SealError::NotAuthentic)
+    let mut context = CipherCtx::new()?;
+    context.decrypt_init(Some(fetched(&AES_256_GCM)?), Some(key), Some(nonce))?;
+    context.set_tag(tag)?;
+    context.cipher_update(bound_to, None)?;
+    let mut plaintext = Vec::with_capacity(ciphertext.len());
+    context.cipher_update_vec(ciphertext, &mut plaintext)?;
+    context.cipher_final_vec(&mut plaintext).map_err(|_| SealError::NotAuthentic)?;
+    Ok(plaintext)
 }
 
 #[cfg(test)]
@@ -115,6 +151,20 @@ mod tests {
         .unwrap();
         let [one, two] = expand(&key, &[b"counterfoil", b" test"]).unwrap();
         assert_eq!([one.0, two.0].concat(), theirs);
+    }
+
+    /// OpenSSL's own HMAC is the oracle, for messages of every length around a block.
+    #[test]
+    fn hmac_is_openssls() {
+        let key: [u8; 32] = std::array::from_fn(|at| at as u8 * 5);
+        for length in 0..200 {
+            let message = vec![7; length];
+            let theirs = openssl::pkey::PKey::hmac(&key).unwrap();
+            let mut signer = openssl::sign::Signer::new(openssl::hash::MessageDigest::sha256(), &theirs).unwrap();
+            signer.update(&message).unwrap();
+            let (one, two) = message.split_at(length / 2);
+            assert_eq!(hmac(&key, &[one, two]).unwrap().0.as_slice(), signer.sign_to_vec().unwrap());
+        }
     }
 
     #[test]
