@@ -123,14 +123,10 @@ impl Gate {
         };
         let min_index = match request.headers().get("counterfoil-min-index") {
             None => None,
-            Some(value) => Some(
-                value
-                    .to_str()
-                    .ok()
-                    .and_then(|text| text.parse().ok())
-                    .map(LeafIndex)
-                    .ok_or_else(|| Problem::malformed("#header/counterfoil-min-index", "must be a leaf index"))?,
-            ),
+            Some(value) => match value.to_str().ok().and_then(leaf_index) {
+                Some(index) => Some(index),
+                None => return Err(Problem::malformed("#header/counterfoil-min-index", "must be a leaf index")),
+            },
         };
         let trace = Trace::of(request);
         Ok(Request {

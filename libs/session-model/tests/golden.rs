@@ -52,6 +52,7 @@ fn a_leaf_of_an_unknown_format_or_with_unknown_fields_is_refused() {
     assert!(Leaf::decode(leaf.replace("{\"action\"", "{\"aaa\":1,\"action\"").as_bytes()).is_err());
 }
 
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on should stop where it is")]
 mod folding {
     use proptest::prelude::*;
     use session_model::{

@@ -395,8 +395,9 @@ impl Interfaces {
                     async move {
                         let answer = answer.await?;
                         let method = method_label(answer.request().method());
-                        let route = answer.request().match_pattern().unwrap_or_else(|| "unmatched".to_owned());
-                        metrics.request(method, route, answer.status().as_u16(), began.elapsed().as_secs_f64());
+                        let route = answer.request().match_pattern();
+                        let route = route.as_deref().unwrap_or("unmatched");
+                        metrics.request(method, route, answer.status().as_str(), began.elapsed().as_secs_f64());
                         Ok(answer)
                     }
                 })

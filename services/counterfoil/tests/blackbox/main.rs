@@ -4,6 +4,8 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::type_complexity,
     reason = "a test that cannot go on should stop where it is"
 )]
 
