@@ -9,10 +9,14 @@
 //!
 //! Start with [`SessionService`].
 
+mod change;
 mod clock;
 mod data_keys;
 mod error;
+mod failures;
 mod follower;
+mod idempotency;
+mod lookup;
 mod pipeline;
 mod reaper;
 mod replay;

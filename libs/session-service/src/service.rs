@@ -8,29 +8,31 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use audit_log::{
-    Claims, Credential, CredentialChange, DataKeyClaim, GroupCommit, GroupCommitConfig, IdempotencyClaim, LogIdentity,
-    LogStore, NotDone, Place, Proposed, ReadError, Refusal, SealedEntry, Seat, Sequencer, SessionChange, SessionFilter,
+    Claims, Credential, CredentialChange, GroupCommit, GroupCommitConfig, LogIdentity, LogStore, Place, Refusal, Seat,
+    Sequencer, SessionChange, SessionFilter,
 };
 use futures::stream::{self, StreamExt};
 use hashbrown::HashSet;
-use merkle_log::{Plan, Receipt, leaf_hash};
+use merkle_log::{Plan, Receipt};
 use parking_lot::Mutex;
 use sealing::{Ids, Keyring, token_digest};
 use session_model::{
-    Action, Actor, Attributes, BeyondCap, Client, Command, Created, Detail, Digest, EndReason, Ended, Event, Format,
-    Head, KeyId, Kind, Leaf, LeafIndex, MergePatch, Outcome, Policy, PreviousLeaf, Protocol, RealmName, Rejection,
-    Role, SealedPart, Seconds, Session, SessionId, State, Timestamp, Token, TokenDigest, Version, decide, expiry,
+    Action, Actor, Attributes, Client, Command, Created, Detail, Digest, EndReason, Ended, Head, Kind, Leaf, LeafIndex,
+    MergePatch, Outcome, Policy, Protocol, RealmName, Role, Seconds, Session, SessionId, Timestamp, Token, TokenDigest,
+    Version, decide, expiry,
 };
-use session_view::{SessionView, ViewError, Viewed};
-use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{error, warn};
+use session_view::{SessionView, Viewed};
+use tokio::time::Instant;
+use tracing::warn;
 
+use crate::change::{Draft, NotAppended, changed, in_time};
 use crate::clock::LogClock;
-use crate::data_keys::{DataKeys, Found, KeyError};
+use crate::data_keys::DataKeys;
 use crate::error::{ServiceError, Unavailable};
-use crate::pipeline::{Change, Done, Pipeline, Progress, Ticket};
-use crate::replay::{Replay, ReplayError};
+use crate::failures::{internal, of, of_key, of_read};
+use crate::idempotency::Entered;
+use crate::pipeline::{Pipeline, Progress};
+use crate::replay::Replay;
 use crate::turnstile::Turnstile;
 
 /// What a service is made of.
@@ -109,9 +111,6 @@ pub struct Idempotency {
     /// SHA-256 over method, path and body.
     pub request: Digest,
 }
-
-/// How long a kept answer is replayed: 24 hours (API.md, Conventions).
-const KEEP_ANSWERS: Seconds = Seconds::hours(24);
 
 /// A change that is recorded.
 #[derive(Debug, Clone)]
@@ -214,9 +213,6 @@ pub struct Record {
 /// character is not XML.
 const HOUSE: &str = "\u{0}house";
 
-/// How long a request that must see a leaf index waits for this node to catch up, before the log is read for it.
-const CATCH_UP: Duration = Duration::from_millis(250);
-
 /// Every operation on sessions.
 pub struct SessionService {
     pub(crate) log: Arc<dyn LogStore>,
@@ -227,9 +223,9 @@ pub struct SessionService {
     pub(crate) config: ServiceConfig,
     pub(crate) progress: Arc<Progress>,
     pub(crate) contact: Contact,
-    commit: GroupCommit<Pipeline>,
-    turnstile: Arc<Turnstile>,
-    in_flight: Mutex<HashSet<Digest>>,
+    pub(crate) commit: GroupCommit<Pipeline>,
+    pub(crate) turnstile: Arc<Turnstile>,
+    pub(crate) in_flight: Mutex<HashSet<Digest>>,
     pub(crate) marks: Mutex<hashbrown::HashMap<SessionId, Timestamp>>,
 }
 
@@ -260,27 +256,6 @@ impl fmt::Debug for SessionService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SessionService({})", self.config.node)
     }
-}
-
-/// Why an entry was not appended.
-enum NotAppended {
-    Refused(Refusal),
-    Other(ServiceError),
-}
-
-/// An entry to be made.
-struct Draft<'a> {
-    action: Action,
-    outcome: Outcome,
-    now: Timestamp,
-    found: &'a Found,
-    session: Option<SessionId>,
-    version: Option<Version>,
-    base: Option<Arc<Session>>,
-    event: Option<Event>,
-    detail: Detail,
-    facts: std::collections::BTreeMap<String, String>,
-    claims: Claims,
 }
 
 impl SessionService {
@@ -812,483 +787,6 @@ impl SessionService {
             }
         }
     }
-
-    // ---- below: how it is done ----
-
-    /// One change of one session: decided on its newest state, appended, applied.
-    async fn change(
-        &self,
-        caller: &Caller,
-        id: SessionId,
-        command: Command,
-        token: Option<Token>,
-        idempotency: Option<Idempotency>,
-    ) -> Result<Changed, ServiceError> {
-        let policy = self.policy(&caller.realm)?;
-        let _under_way = match self.enter(idempotency).await? {
-            Entered::Replay(answer) => return self.replayed(caller, &answer).await,
-            Entered::Go(guard) => guard,
-        };
-        let deadline = Instant::now() + self.config.deadline;
-        let overloaded = |_| ServiceError::Unavailable(Unavailable::Overloaded);
-        let _turn = timeout_at(deadline, self.turnstile.enter(id)).await.map_err(overloaded)?;
-        let mut state = self.state(id, caller.min_index).await?;
-        let mut from_log = false;
-        let command_asked = command;
-        loop {
-            let session = match state {
-                Some(Viewed::Active(session)) if session.realm == caller.realm => session,
-                Some(Viewed::Ended(tombstone)) if tombstone.realm == caller.realm => {
-                    return Err(ServiceError::Ended(tombstone.ended.clone()));
-                }
-                Some(_) | None => return Err(ServiceError::NotFound),
-            };
-            let now = self.now();
-            let mut command = command_asked.clone();
-            let mut too_late = None;
-            let session = match expiry(&session, now) {
-                None => session,
-                Some(ended) => match self.used_elsewhere(&session, now).await? {
-                    Some(session) => session,
-                    // Whatever was asked for comes too late: what has happened is that the session expired.
-                    None => {
-                        if !matches!(command, Command::Expire) {
-                            command = Command::Expire;
-                            too_late = Some(ended);
-                        }
-                        session
-                    }
-                },
-            };
-            let event = match decide(Some(&session), command.clone(), now, policy) {
-                Ok(event) => event,
-                // Somebody who expects a later version than the view knows has seen what the view has not.
-                Err(Rejection::StaleVersion { current }) if !from_log && later_expected(&command, current) => {
-                    state = self.state_from_log(id).await?;
-                    from_log = true;
-                    continue;
-                }
-                Err(rejection) => return Err(of(rejection)),
-            };
-            match self.append_change(caller, &session, event, &token, idempotency, now, deadline).await {
-                Ok(done) => match too_late {
-                    Some(ended) => return Err(ServiceError::Ended(ended)),
-                    None => return changed(done, token),
-                },
-                Err(NotAppended::Refused(Refusal::Version)) => {
-                    state = self.state_from_log(id).await?;
-                    from_log = true;
-                }
-                Err(NotAppended::Refused(Refusal::CapReached)) => {
-                    let Command::Authenticate { subject, .. } = &command else {
-                        return Err(ServiceError::Internal("a cap where none is claimed"));
-                    };
-                    let found = self.keys.of_subject(&caller.realm, subject).await.map_err(of_key)?;
-                    self.make_room(caller, found.id(), policy, deadline).await?;
-                    state = Some(Viewed::Active(session));
-                }
-                Err(NotAppended::Refused(Refusal::DataKeyMissing | Refusal::DataKeyTaken)) => {
-                    match &command {
-                        Command::Authenticate { subject, .. } => {
-                            let found = self.keys.of_subject(&caller.realm, subject).await.map_err(of_key)?;
-                            self.keys.forget(&found, &caller.realm, Some(subject));
-                        }
-                        _ => return Err(ServiceError::NotFound),
-                    }
-                    state = Some(Viewed::Active(session));
-                }
-                Err(NotAppended::Refused(Refusal::IdempotencyKeyUsed)) => {
-                    return self.replay_now(caller, idempotency).await;
-                }
-                Err(NotAppended::Other(failure)) => return Err(failure),
-            }
-            in_time(deadline)?;
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of one change, used in one place")]
-    async fn append_change(
-        &self,
-        caller: &Caller,
-        session: &Arc<Session>,
-        event: Event,
-        token: &Option<Token>,
-        idempotency: Option<Idempotency>,
-        now: Timestamp,
-        deadline: Instant,
-    ) -> Result<Done, NotAppended> {
-        let policy = self.policy(&caller.realm)?;
-        let version = session.version.next();
-        let mut claims = Claims {
-            session: Some((session.id, version)),
-            idempotency: self.claim(idempotency, token.as_ref(), now)?,
-            ..Claims::default()
-        };
-        let mut detail = Detail::new();
-        let found = match &event {
-            Event::Authenticated { subject, .. } => {
-                let found = self.keys.of_subject(&caller.realm, subject).await.map_err(of_key)?;
-                if found.id() != session.data_key {
-                    claims.index = Some(SessionChange::Bound { key: found.id() });
-                    claims.take_seat = Some(Seat { key: found.id(), cap: policy.sessions_per_subject });
-                    claims.free_seat = session.subject.as_ref().map(|_| session.data_key);
-                }
-                found
-            }
-            Event::Ended(ended) => {
-                detail.insert("reason".to_owned(), ended.reason.name().to_owned());
-                claims.index = Some(SessionChange::Closed);
-                claims.free_seat = session.subject.as_ref().map(|_| session.data_key);
-                self.key_of(session).await?
-            }
-            Event::Created(_) | Event::Updated { .. } | Event::Renewed { .. } | Event::TokenReused => {
-                self.key_of(session).await?
-            }
-        };
-        // What the service itself finds out (an expiry, a reuse) is not the doing of whoever happened to ask.
-        let by_node = matches!(&event, Event::Ended(ended) if !matches!(ended.reason, EndReason::Requested(_) | EndReason::Evicted));
-        let node = self.node_caller(&caller.realm);
-        let draft = Draft {
-            action: Action::of(&event),
-            outcome: Outcome::Success,
-            now,
-            found: &found,
-            session: Some(session.id),
-            version: Some(version),
-            base: Some(Arc::clone(session)),
-            event: Some(event),
-            detail,
-            facts: Default::default(),
-            claims,
-        };
-        self.append(if by_node { &node } else { caller }, draft, deadline).await
-    }
-
-    /// Seals, encodes and queues an entry, and waits for its fate.
-    async fn append(&self, caller: &Caller, draft: Draft<'_>, deadline: Instant) -> Result<Done, NotAppended> {
-        let data_key = draft.found.id();
-        let change =
-            draft.event.as_ref().map(|event| Change { base: draft.base.clone(), event: event.clone(), data_key });
-        let entry_id = Ids.entry(draft.now).map_err(internal)?;
-        let part = SealedPart { event: draft.event, origin: caller.origin, facts: draft.facts };
-        let plaintext = part.encode().map_err(internal)?;
-        let sealed = draft.found.key().seal(entry_id, &plaintext).map_err(internal)?;
-        let leaf = Leaf {
-            action: draft.action,
-            actor: caller.actor.clone(),
-            commitment: Some(sealed.commitment),
-            data_key: Some(data_key),
-            detail: draft.detail,
-            entry_id,
-            format: Format::V1,
-            node: self.config.node.clone(),
-            outcome: draft.outcome,
-            previous: draft.base.as_ref().map(|base| PreviousLeaf { hash: base.head.hash, index: base.head.index }),
-            protocol: caller.protocol,
-            realm: caller.realm.clone(),
-            request_id: caller.request_id.clone(),
-            session_id: draft.session,
-            time: draft.now,
-            trace_id: caller.trace_id.clone(),
-            version: draft.version,
-        };
-        let bytes = leaf.encode().map_err(internal)?;
-        let mut claims = draft.claims;
-        claims.data_key = Some(match draft.found {
-            Found::Existing(id, _) => DataKeyClaim::Existing(*id),
-            Found::New(row, _) => DataKeyClaim::New(row.clone()),
-        });
-        let hash = leaf_hash(&bytes);
-        let sealed = Some(SealedEntry { key: data_key, bytes: sealed.bytes });
-        let (reply, answer) = oneshot::channel();
-        let withdraw = self
-            .commit
-            .submit(Proposed { leaf, bytes, hash, sealed, claims }, Ticket { change, reply })
-            .map_err(|_ticket| NotAppended::Other(ServiceError::Unavailable(Unavailable::Overloaded)))?;
-        let unavailable = |what| Err(NotAppended::Other(ServiceError::Unavailable(what)));
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(Ok(done))) => {
-                self.contact.made();
-                self.keys.stored(draft.found);
-                Ok(done)
-            }
-            Ok(Ok(Err(NotDone::Refused(refusal)))) => Err(NotAppended::Refused(refusal)),
-            Ok(Ok(Err(NotDone::Unavailable)) | Err(_)) => unavailable(Unavailable::LogWrite),
-            Ok(Ok(Err(NotDone::Overloaded))) => unavailable(Unavailable::Overloaded),
-            Err(_elapsed) if withdraw.try_withdraw() => unavailable(Unavailable::LogWrite),
-            Err(_elapsed) => Err(NotAppended::Other(ServiceError::OutcomeUnknown)),
-        }
-    }
-
-    /// Makes room below the cap of a subject: ends what has expired, else what the policy says.
-    async fn make_room(
-        &self,
-        caller: &Caller,
-        key: KeyId,
-        policy: &Policy,
-        deadline: Instant,
-    ) -> Result<(), ServiceError> {
-        let filter = SessionFilter { realm: caller.realm.clone(), key: Some(key), open: Some(true), kind: None };
-        let cap = usize::try_from(policy.sessions_per_subject).unwrap_or(usize::MAX);
-        let ids = self.log.sessions(&filter, None, cap.saturating_add(64)).await.map_err(of_read)?;
-        let mut open = Vec::new();
-        let mut expired = false;
-        for id in ids {
-            let Some(Viewed::Active(session)) = self.state(id, None).await? else { continue };
-            match expiry(&session, self.now()) {
-                Some(_) => expired |= Box::pin(self.expire(id, &caller.realm)).await?,
-                None => open.push(session),
-            }
-        }
-        // Somebody else may have made room meanwhile.
-        if expired || open.len() < cap {
-            return in_time(deadline);
-        }
-        let least = match policy.beyond_cap {
-            BeyondCap::Deny => return Err(ServiceError::LimitReached { cap: policy.sessions_per_subject }),
-            BeyondCap::EvictOldest => open.iter().min_by_key(|session| (session.created_at, session.id)),
-            BeyondCap::EvictLeastRecent => open.iter().min_by_key(|session| (session.last_seen_at, session.id)),
-        };
-        if let Some(least) = least {
-            let evict = Command::End { reason: EndReason::Evicted };
-            match Box::pin(self.change(caller, least.id, evict, None, None)).await {
-                Ok(_) | Err(ServiceError::Ended(_) | ServiceError::NotFound) => {}
-                Err(failure) => return Err(failure),
-            }
-        }
-        in_time(deadline)
-    }
-
-    /// What is known of a session: from this process, the view, or the log, whichever is the first to know.
-    async fn state(&self, id: SessionId, min_index: Option<LeafIndex>) -> Result<Option<Viewed>, ServiceError> {
-        if let Some(min_index) = min_index
-            && !self.caught_up(min_index).await?
-        {
-            return self.state_from_log(id).await;
-        }
-        if self.config.max_staleness.is_some_and(|bound| self.contact.age() > bound) {
-            // Nothing was heard of the log for too long: what this process holds may have ended elsewhere.
-            return self.state_from_log(id).await;
-        }
-        if let Some(viewed) = self.view.peek(id) {
-            return Ok(Some(viewed));
-        }
-        match self.view.get(id).await {
-            Ok(Some(viewed)) => Ok(Some(viewed)),
-            Ok(None) | Err(ViewError::Unavailable(_)) => self.state_from_log(id).await,
-            Err(ViewError::Undecodable(_)) => {
-                self.quarantine(id).await;
-                self.state_from_log(id).await
-            }
-        }
-    }
-
-    /// What the log knows of a session; the view learns of it.
-    async fn state_from_log(&self, id: SessionId) -> Result<Option<Viewed>, ServiceError> {
-        let Some(session) = self.replay.session(id, None).await.or_else(of_replay)? else { return Ok(None) };
-        self.contact.made();
-        let session = Arc::new(session);
-        if let Err(failure) = self.view.apply(std::slice::from_ref(&session)).await
-            && !matches!(failure, ViewError::Unavailable(_))
-        {
-            warn!(%failure, session = %id, "the view did not take a session read from the log");
-        }
-        Ok(Some(match session.tombstone() {
-            Some(tombstone) => Viewed::Ended(Arc::new(tombstone)),
-            None => Viewed::Active(session),
-        }))
-    }
-
-    /// A session with all that belongs to it, ended or not.
-    async fn full(&self, caller: &Caller, id: SessionId) -> Result<Arc<Session>, ServiceError> {
-        let session = match self.state(id, caller.min_index).await? {
-            Some(Viewed::Active(session)) => Some(session),
-            // A view keeps only the tombstone of an ended session; the log keeps the rest.
-            Some(Viewed::Ended(tombstone)) if tombstone.realm == caller.realm => {
-                self.replay.session(id, None).await.or_else(of_replay)?.map(Arc::new)
-            }
-            Some(Viewed::Ended(_)) | None => None,
-        };
-        session.filter(|session| session.realm == caller.realm).ok_or(ServiceError::NotFound)
-    }
-
-    /// The session as it is at this moment: one whose deadline has passed is shown as ended, before the reaper comes by.
-    fn shown(&self, session: Arc<Session>) -> Arc<Session> {
-        match (session.ended(), expiry(&session, self.now())) {
-            (None, Some(ended)) => {
-                let mut session = Arc::unwrap_or_clone(session);
-                session.state = State::Ended(ended);
-                Arc::new(session)
-            }
-            (Some(_), _) | (None, None) => session,
-        }
-    }
-
-    /// Counts a use: marks it where that is worth a mark, or asked for.
-    async fn used(&self, session: Arc<Session>, now: Timestamp, always: bool) -> Arc<Session> {
-        if !always && !session.use_is_worth_a_mark(now) {
-            return session;
-        }
-        self.marks.lock().insert(session.id, now);
-        if let Err(failure) = self.view.mark_used(&[(session.id, now)]).await
-            && !matches!(failure, ViewError::Unavailable(_))
-        {
-            warn!(%failure, session = %session.id, "a use could not be marked in the view");
-        }
-        let mut session = Arc::unwrap_or_clone(session);
-        session.last_seen_at = session.last_seen_at.max(now);
-        Arc::new(session)
-    }
-
-    /// The session if a use that this process has not seen keeps it alive at `now`.
-    async fn used_elsewhere(
-        &self,
-        session: &Arc<Session>,
-        now: Timestamp,
-    ) -> Result<Option<Arc<Session>>, ServiceError> {
-        if session.expires_at <= now {
-            return Ok(None);
-        }
-        let waiting = self.marks.lock().get(&session.id).copied();
-        let used = match waiting {
-            Some(used) => Some(used),
-            None => self.log.uses(&[session.id]).await.map_err(of_read)?.into_iter().flatten().next(),
-        };
-        let Some(used) = used.filter(|used| *used > session.last_seen_at) else { return Ok(None) };
-        let mut session = Arc::unwrap_or_clone(Arc::clone(session));
-        session.last_seen_at = used;
-        if expiry(&session, now).is_some() {
-            return Ok(None);
-        }
-        if let Err(failure) = self.view.mark_used(&[(session.id, used)]).await {
-            warn!(%failure, session = %session.id, "a use could not be marked in the view");
-        }
-        Ok(Some(Arc::new(session)))
-    }
-
-    /// Whether the view reflects an index, or comes to within a moment.
-    async fn caught_up(&self, index: LeafIndex) -> Result<bool, ServiceError> {
-        let deadline = Instant::now() + CATCH_UP;
-        while self.progress.reflected().0 <= index.0 {
-            self.progress.behind.notify_one();
-            if Instant::now() >= deadline {
-                let head = self.log.head().await.map_err(of_read)?;
-                self.progress.saw(head.size());
-                if head.size().0 <= index.0 {
-                    return Err(ServiceError::Unavailable(Unavailable::Behind));
-                }
-                return Ok(false);
-            }
-            sleep(Duration::from_millis(2)).await;
-        }
-        Ok(true)
-    }
-
-    /// Puts undecodable data of the view aside, and records that.
-    async fn quarantine(&self, id: SessionId) {
-        if let Err(failure) = self.view.quarantine(id).await {
-            warn!(%failure, session = %id, "undecodable data could not be quarantined");
-            return;
-        }
-        let Some(realm) = self.config.realms.keys().min() else { return };
-        let record = Record {
-            action: Action::ViewQuarantined,
-            outcome: Outcome::Success,
-            detail: [("session".to_owned(), id.to_string())].into(),
-            facts: Default::default(),
-            credential: None,
-        };
-        if let Err(failure) = Box::pin(self.record(&self.node_caller(realm), record)).await {
-            error!(%failure, session = %id, "a quarantine could not be recorded");
-        }
-    }
-
-    async fn key_of(&self, session: &Session) -> Result<Found, ServiceError> {
-        let key = self.keys.by_id(session.data_key).await.map_err(of_key)?.ok_or(ServiceError::NotFound)?;
-        Ok(Found::Existing(session.data_key, key))
-    }
-
-    fn claim(
-        &self,
-        idempotency: Option<Idempotency>,
-        token: Option<&Token>,
-        now: Timestamp,
-    ) -> Result<Option<IdempotencyClaim>, ServiceError> {
-        let Some(Idempotency { key, request }) = idempotency else { return Ok(None) };
-        let token = token.map(Token::expose).unwrap_or_default();
-        let answer = self.keys.keyring().seal_answer(&key, token.as_bytes()).map_err(internal)?;
-        Ok(Some(IdempotencyClaim { key, request, answer, expires: now.plus(KEEP_ANSWERS) }))
-    }
-
-    /// Begins a request with an idempotency key: is it new, done already, or under way?
-    async fn enter(&self, idempotency: Option<Idempotency>) -> Result<Entered<'_>, ServiceError> {
-        let Some(Idempotency { key, request }) = idempotency else { return Ok(Entered::Go(None)) };
-        if !self.in_flight.lock().insert(key) {
-            return Err(ServiceError::IdempotencyInFlight);
-        }
-        let guard = InFlight { service: self, key };
-        match self.log.answer(&key).await.map_err(of_read)? {
-            Some(answer) if answer.expires < self.now() => {
-                self.log.forget_expired(self.now(), usize::MAX >> 33).await.map_err(of_read)?;
-                Ok(Entered::Go(Some(guard)))
-            }
-            Some(answer) if answer.request != request => Err(ServiceError::IdempotencyMismatch),
-            Some(answer) => Ok(Entered::Replay(Box::new(Kept { key, answer }))),
-            None => Ok(Entered::Go(Some(guard))),
-        }
-    }
-
-    /// The answer that another node kept under the same key a moment ago.
-    async fn replay_now(&self, caller: &Caller, idempotency: Option<Idempotency>) -> Result<Changed, ServiceError> {
-        let Some(Idempotency { key, request }) = idempotency else {
-            return Err(ServiceError::Internal("an idempotency key where none is claimed"));
-        };
-        match self.log.answer(&key).await.map_err(of_read)? {
-            Some(answer) if answer.request == request => self.replayed(caller, &Kept { key, answer }).await,
-            Some(_) => Err(ServiceError::IdempotencyMismatch),
-            None => Err(ServiceError::Unavailable(Unavailable::LogRead)),
-        }
-    }
-
-    /// The first answer again: the session as its entry left it, and the token that was kept, sealed.
-    async fn replayed(&self, caller: &Caller, kept: &Kept) -> Result<Changed, ServiceError> {
-        let stored = self.log.entries(&[kept.answer.index]).await.map_err(of_read)?;
-        let Some(Some(entry)) = stored.into_iter().next() else { return Err(ServiceError::NotFound) };
-        let leaf = Leaf::decode(&entry.leaf).map_err(|_| ServiceError::Internal("the entry is not a leaf"))?;
-        let (Some(id), Some(version), true) = (leaf.session_id, leaf.version, leaf.realm == caller.realm) else {
-            return Err(ServiceError::NotFound);
-        };
-        let session = self.replay.session(id, Some(version)).await.or_else(of_replay)?;
-        let session = session.ok_or(ServiceError::NotFound)?;
-        let token = self.keys.keyring().open_answer(&kept.key, &kept.answer.answer).map_err(internal)?;
-        let token = std::str::from_utf8(&token).ok().and_then(|token| Token::parse(token).ok());
-        let place = place_of(&session.head);
-        Ok(Changed { session: Arc::new(session), token, place, replayed: true })
-    }
-}
-
-enum Entered<'a> {
-    /// It is new; nobody else begins it while the guard lives.
-    Go(Option<InFlight<'a>>),
-    /// It is done already.
-    Replay(Box<Kept>),
-}
-
-struct Kept {
-    key: Digest,
-    answer: audit_log::Answer,
-}
-
-/// An idempotency key whose request is under way.
-struct InFlight<'a> {
-    service: &'a SessionService,
-    key: Digest,
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.service.in_flight.lock().remove(&self.key);
-    }
 }
 
 /// How a presented token relates to a session's tokens.
@@ -1333,80 +831,6 @@ fn created(new: &NewSession, token: TokenDigest) -> Created {
     }
 }
 
-fn changed(done: Done, token: Option<Token>) -> Result<Changed, ServiceError> {
-    let session = done.session.ok_or(ServiceError::Internal("a change without a session"))?;
-    Ok(Changed { session, token, place: done.place, replayed: false })
-}
-
-fn place_of(head: &Head) -> Place {
+pub(crate) fn place_of(head: &Head) -> Place {
     Place { index: head.index, hash: head.hash, tree_size: head.tree_size }
-}
-
-fn later_expected(command: &Command, current: Version) -> bool {
-    matches!(command, Command::Update { expected: Some(expected), .. } if *expected > current)
-}
-
-fn in_time(deadline: Instant) -> Result<(), ServiceError> {
-    if Instant::now() < deadline { Ok(()) } else { Err(ServiceError::Unavailable(Unavailable::Overloaded)) }
-}
-
-impl NotAppended {
-    fn into_error(self) -> ServiceError {
-        match self {
-            Self::Other(failure) => failure,
-            Self::Refused(Refusal::DataKeyMissing) => ServiceError::NotFound,
-            Self::Refused(_) => ServiceError::Internal("a refusal of what was not claimed"),
-        }
-    }
-}
-
-impl From<ServiceError> for NotAppended {
-    fn from(failure: ServiceError) -> Self {
-        Self::Other(failure)
-    }
-}
-
-fn of(rejection: Rejection) -> ServiceError {
-    match rejection {
-        Rejection::NotFound => ServiceError::NotFound,
-        Rejection::Ended(ended) => ServiceError::Ended(ended),
-        Rejection::StaleVersion { current } => ServiceError::StaleVersion { current },
-        Rejection::Attributes(failure) => ServiceError::Attributes(failure),
-        Rejection::Timeout { field, limit } => ServiceError::Timeout { field, limit },
-        Rejection::Nothing => ServiceError::NothingToDo,
-    }
-}
-
-fn of_read(failure: ReadError) -> ServiceError {
-    match failure {
-        ReadError::Unavailable(cause) => {
-            warn!(failure = &*cause as &dyn std::error::Error, "the log cannot be read");
-            ServiceError::Unavailable(Unavailable::LogRead)
-        }
-        ReadError::Corrupt(what) => {
-            error!(what, "the log holds something it cannot have written");
-            ServiceError::Internal("the log holds something it cannot have written")
-        }
-    }
-}
-
-fn of_key(failure: KeyError) -> ServiceError {
-    match failure {
-        KeyError::Read(failure) => of_read(failure),
-        KeyError::Seal(failure) => internal(failure),
-    }
-}
-
-/// What was erased is not there any more.
-fn of_replay(failure: ReplayError) -> Result<Option<Session>, ServiceError> {
-    match failure {
-        ReplayError::Erased => Ok(None),
-        ReplayError::Read(failure) => Err(of_read(failure)),
-        ReplayError::Key(failure) => Err(of_key(failure)),
-    }
-}
-
-fn internal(failure: impl std::error::Error) -> ServiceError {
-    error!(%failure, "an operation that cannot fail did");
-    ServiceError::Internal("an operation that cannot fail did")
 }

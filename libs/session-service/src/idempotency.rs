@@ -1,0 +1,101 @@
+//! Requests that may come twice: under way, done already, or new.
+
+use std::sync::Arc;
+
+use audit_log::IdempotencyClaim;
+use session_model::{Digest, Leaf, Seconds, Timestamp, Token};
+
+use crate::error::{ServiceError, Unavailable};
+use crate::failures::{internal, of_read, of_replay};
+use crate::service::{Caller, Changed, Idempotency, SessionService, place_of};
+
+/// How long a kept answer is replayed: 24 hours (API.md, Conventions).
+pub(crate) const KEEP_ANSWERS: Seconds = Seconds::hours(24);
+
+pub(crate) enum Entered<'a> {
+    /// It is new; nobody else begins it while the guard lives.
+    Go(Option<InFlight<'a>>),
+    /// It is done already.
+    Replay(Box<Kept>),
+}
+
+pub(crate) struct Kept {
+    pub(crate) key: Digest,
+    pub(crate) answer: audit_log::Answer,
+}
+
+/// An idempotency key whose request is under way.
+pub(crate) struct InFlight<'a> {
+    pub(crate) service: &'a SessionService,
+    pub(crate) key: Digest,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.service.in_flight.lock().remove(&self.key);
+    }
+}
+
+impl SessionService {
+    pub(crate) fn claim(
+        &self,
+        idempotency: Option<Idempotency>,
+        token: Option<&Token>,
+        now: Timestamp,
+    ) -> Result<Option<IdempotencyClaim>, ServiceError> {
+        let Some(Idempotency { key, request }) = idempotency else { return Ok(None) };
+        let token = token.map(Token::expose).unwrap_or_default();
+        let answer = self.keys.keyring().seal_answer(&key, token.as_bytes()).map_err(internal)?;
+        Ok(Some(IdempotencyClaim { key, request, answer, expires: now.plus(KEEP_ANSWERS) }))
+    }
+
+    /// Begins a request with an idempotency key: is it new, done already, or under way?
+    pub(crate) async fn enter(&self, idempotency: Option<Idempotency>) -> Result<Entered<'_>, ServiceError> {
+        let Some(Idempotency { key, request }) = idempotency else { return Ok(Entered::Go(None)) };
+        if !self.in_flight.lock().insert(key) {
+            return Err(ServiceError::IdempotencyInFlight);
+        }
+        let guard = InFlight { service: self, key };
+        match self.log.answer(&key).await.map_err(of_read)? {
+            Some(answer) if answer.expires < self.now() => {
+                self.log.forget_expired(self.now(), usize::MAX >> 33).await.map_err(of_read)?;
+                Ok(Entered::Go(Some(guard)))
+            }
+            Some(answer) if answer.request != request => Err(ServiceError::IdempotencyMismatch),
+            Some(answer) => Ok(Entered::Replay(Box::new(Kept { key, answer }))),
+            None => Ok(Entered::Go(Some(guard))),
+        }
+    }
+
+    /// The answer that another node kept under the same key a moment ago.
+    pub(crate) async fn replay_now(
+        &self,
+        caller: &Caller,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Changed, ServiceError> {
+        let Some(Idempotency { key, request }) = idempotency else {
+            return Err(ServiceError::Internal("an idempotency key where none is claimed"));
+        };
+        match self.log.answer(&key).await.map_err(of_read)? {
+            Some(answer) if answer.request == request => self.replayed(caller, &Kept { key, answer }).await,
+            Some(_) => Err(ServiceError::IdempotencyMismatch),
+            None => Err(ServiceError::Unavailable(Unavailable::LogRead)),
+        }
+    }
+
+    /// The first answer again: the session as its entry left it, and the token that was kept, sealed.
+    pub(crate) async fn replayed(&self, caller: &Caller, kept: &Kept) -> Result<Changed, ServiceError> {
+        let stored = self.log.entries(&[kept.answer.index]).await.map_err(of_read)?;
+        let Some(Some(entry)) = stored.into_iter().next() else { return Err(ServiceError::NotFound) };
+        let leaf = Leaf::decode(&entry.leaf).map_err(|_| ServiceError::Internal("the entry is not a leaf"))?;
+        let (Some(id), Some(version), true) = (leaf.session_id, leaf.version, leaf.realm == caller.realm) else {
+            return Err(ServiceError::NotFound);
+        };
+        let session = self.replay.session(id, Some(version)).await.or_else(of_replay)?;
+        let session = session.ok_or(ServiceError::NotFound)?;
+        let token = self.keys.keyring().open_answer(&kept.key, &kept.answer.answer).map_err(internal)?;
+        let token = std::str::from_utf8(&token).ok().and_then(|token| Token::parse(token).ok());
+        let place = place_of(&session.head);
+        Ok(Changed { session: Arc::new(session), token, place, replayed: true })
+    }
+}
