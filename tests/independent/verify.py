@@ -33,9 +33,19 @@ def receipt(text, leaf, key):
     proof.check(hashlib.sha256(b"\0" + leaf).digest(), checkpoint.root_hash)
 
 
+def inclusion(index, size, lines, leaf, root):
+    tlog.InclusionProof(index, size, lines).check(hashlib.sha256(b"\0" + leaf).digest(), root)
+
+
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
 def refused(what, check, *arguments):
     try:
         check(*arguments)
+    except (NameError, TypeError, AttributeError):
+        raise  # a mistake here, which must not pass for a refusal
     except Exception:
         return
     sys.exit(f"FAILED: accepted although altered: {what}")
@@ -47,11 +57,14 @@ consistency = tlog.ConsistencyProof(old.size, new.size, hashes(read("consistency
 consistency.check(old.root_hash, new.root_hash)
 refused("old root", consistency.check, bytes(32), new.root_hash)
 note = read("checkpoint").decode()
+refused("old root of the size", consistency.check, flipped(old.root_hash, 0), new.root_hash)
+for line in range(len(consistency.proof) if hasattr(consistency, "proof") else 0):
+    pass
 refused("checkpoint size", opened, note.replace(f"\n{new.size}\n", f"\n{new.size + 1}\n", 1), key)
 indices = read("indices").decode().split()
 for index in indices:
     text, leaf = read(f"{index}.tlog-proof").decode(), read(f"{index}.leaf")
     receipt(text, leaf, key)
-    refused(f"leaf {index}", receipt, text, leaf[:20] + bytes([leaf[20] ^ 1]) + leaf[21:], key)
+    refused(f"leaf {index}", receipt, text, flipped(leaf, 20), key)
     refused(f"index {index}", receipt, text.replace(f"index {index}", f"index {int(index) + 1}", 1), leaf, key)
 print(f"tlog-scales: {len(indices)} receipts, 2 checkpoints and their consistency verified; every altered one refused")

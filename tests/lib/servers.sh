@@ -5,7 +5,28 @@ BENCH_PIDS=()
 
 fail() { echo "$0: $*" >&2; exit 1; }
 
-need() { for tool; do command -v "$tool" >/dev/null || fail "$tool is missing (Debian: apt install wrk jq curl postgresql redis-server)"; done; }
+install_packages() { # only what is missing, and only where this may be done
+  [ $# -gt 0 ] || return 0
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "missing: $*; install them, or run as root on Debian"
+  echo "installing: $*" >&2
+  # A fresh machine has no package lists; one that was used may have old ones.
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@"; } >/dev/null 2>&1 \
+    || fail "could not install: $*"
+}
+
+# need TOOL…: installs the Debian packages of those that are missing.
+need() {
+  local tool missing=()
+  for tool; do
+    case $tool in
+      initdb) ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing+=(postgresql) ;;
+      psql) command -v psql >/dev/null || missing+=(postgresql-client) ;;
+      redis-cli) command -v redis-cli >/dev/null || missing+=(redis-tools) ;;
+      *) command -v "$tool" >/dev/null || missing+=("$tool") ;;
+    esac
+  done
+  install_packages "${missing[@]}"
+}
 
 free_port() {
   local port
@@ -31,7 +52,7 @@ start_postgres() {
     >"$BENCH_TMP/initdb.log" 2>&1 || fail "initdb failed: $(tail -n 3 "$BENCH_TMP/initdb.log")"
   PG_PORT=$(free_port)
   local command=("$PG_BIN/postgres" -D "$BENCH_TMP/pg/data" -p "$PG_PORT" -c listen_addresses=127.0.0.1
-    -c unix_socket_directories="$BENCH_TMP/pg" -c fsync=on -c synchronous_commit=on "$@")
+    -c unix_socket_directories="$BENCH_TMP/pg" -c fsync=on -c synchronous_commit=on -c max_connections=200 "$@")
   if [ "$(id -u)" = 0 ]; then command=(setpriv --reuid=postgres --regid=postgres --clear-groups "${command[@]}"); fi
   "${command[@]}" >"$BENCH_TMP/postgres.log" 2>&1 &
   PG_PID=$!

@@ -150,7 +150,14 @@ async fn an_append_that_arrives_late_is_shut_out() {
     while line.late.load(Ordering::SeqCst) < 1 {
         tokio::task::yield_now().await;
     }
-    assert!(resolved(&log, &batch).await, "the line does what it says");
+    // The server has it, and takes its time over it.
+    let done = async {
+        while log.head().await.unwrap().size() != batch.head.size() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(10), done).await.is_ok(), "the line does what it says");
+    assert!(resolved(&log, &batch).await);
 
     // Somebody asked: it comes late, and is not. (The connection to append with is made while the line is good.)
     commit(&log, drafts(20, 1)).await;

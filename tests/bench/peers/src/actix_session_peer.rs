@@ -34,12 +34,20 @@ impl Peer {
 }
 
 pub(crate) fn configure(config: &mut web::ServiceConfig) {
-    config.route("/create", web::post().to(create)).route("/update", web::patch().to(update));
+    config
+        .route("/create", web::post().to(create))
+        .route("/read", web::get().to(read))
+        .route("/update", web::patch().to(update));
 }
 
 async fn create(session: Session, attributes: web::Json<Attributes>) -> Result<HttpResponse, SessionInsertError> {
     session.insert("attributes", &attributes.0)?;
     Ok(HttpResponse::Created().json(attributes.0))
+}
+
+async fn read(session: Session) -> Result<HttpResponse, SessionGetError> {
+    let found: Option<Attributes> = session.get("attributes")?;
+    Ok(found.map_or_else(|| HttpResponse::NotFound().finish(), |attributes| HttpResponse::Ok().json(attributes)))
 }
 
 #[derive(Debug, Deserialize)]

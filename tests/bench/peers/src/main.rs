@@ -24,6 +24,9 @@ struct Arguments {
     /// Port on loopback; 0 takes any free one.
     #[arg(long, global = true, default_value_t = 0)]
     port: u16,
+    /// Threads that answer requests.
+    #[arg(long, global = true, default_value_t = 2)]
+    workers: usize,
     #[command(subcommand)]
     peer: Peer,
 }
@@ -53,17 +56,17 @@ enum Peer {
         /// `redis://…`
         #[arg(long)]
         redis: String,
-        /// Keys `0` up to this are filled at start, each with JSON of about 700 bytes.
+        /// Keys `0` up to this are filled at start, each with JSON of about 600 bytes.
         #[arg(long, default_value_t = 10_000)]
         keys: u32,
     },
-    /// The same JSON of about 700 bytes, always.
+    /// The same JSON of about 600 bytes, always.
     Constant,
 }
 
 #[actix_web::main]
 async fn main() -> Result<(), Failure> {
-    let Arguments { port, peer } = Arguments::parse();
+    let Arguments { port, workers, peer } = Arguments::parse();
     match peer {
         Peer::ActixSession { redis } => {
             let peer = actix_session_peer::Peer::connect(&redis).await?;
@@ -71,35 +74,39 @@ async fn main() -> Result<(), Failure> {
                 let server = HttpServer::new(move || {
                     App::new().wrap(peer.middleware()).configure(actix_session_peer::configure)
                 });
-                Ok(server.listen(listener)?.run())
+                Ok(server.workers(workers).listen(listener)?.run())
             })
             .await
         }
         Peer::InsertSet { redis, postgres, connections } => {
             let peer = web::Data::new(insert_set::Peer::connect(&redis, &postgres, connections).await?);
-            serve(port, move |config| {
+            serve(port, workers, move |config| {
                 config.app_data(peer.clone()).configure(insert_set::configure);
             })
             .await
         }
         Peer::RedisGet { redis, keys } => {
             let peer = web::Data::new(redis_get::Peer::connect(&redis, keys).await?);
-            serve(port, move |config| {
+            serve(port, workers, move |config| {
                 config.app_data(peer.clone()).configure(redis_get::configure);
             })
             .await
         }
-        Peer::Constant => serve(port, constant::configure).await,
+        Peer::Constant => serve(port, workers, constant::configure).await,
     }
 }
 
-async fn serve(port: u16, configure: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static) -> Result<(), Failure> {
+async fn serve(
+    port: u16,
+    workers: usize,
+    configure: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
+) -> Result<(), Failure> {
     serve_app(port, move |listener| {
         let server = HttpServer::new(move || {
             let configure = configure.clone();
             App::new().configure(move |config| configure(config))
         });
-        Ok(server.listen(listener)?.run())
+        Ok(server.workers(workers).listen(listener)?.run())
     })
     .await
 }
