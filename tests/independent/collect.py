@@ -25,7 +25,7 @@ def keep(name, content):
 
 
 receipts = []
-for number in range(120):
+for number in range(130):
     created = json.loads(ask("application", "POST", "/v1/sessions", {"subject": f"subject-{number}", "attributes": {"n": number}}))
     path = f"/v1/sessions/{created['id']}"
     changed = json.loads(ask("application", "PATCH", path, {"more": "x" * number}, "application/merge-patch+json"))
@@ -36,20 +36,21 @@ for number in range(120):
         receipts.append(json.loads(ask("application", "DELETE", path))["receipt"])
 
 keep("vkey", ask("auditor", "GET", "/v1/audit/keys", accept="text/plain"))
-index = []
-for receipt in receipts[:: 7]:
+for receipt in receipts:
     number = receipt["index"]
     entry = json.loads(ask("auditor", "GET", f"/v1/audit/entries/{number}"))
+    assert entry["index"] == number, "the log shows another entry than was asked for"
     assert entry["leaf_hash"] == receipt["leaf_hash"], "the log shows another leaf than the client was promised"
     keep(f"{number}.leaf", base64.b64decode(entry["leaf"]))
+    keep(f"{number}.hash", receipt["leaf_hash"].encode())
     keep(f"{number}.tlog-proof", ask("application", "GET", f"/v1/receipts/{number}"))
-    index.append(number)
 keep("checkpoint", ask("auditor", "GET", "/v1/audit/checkpoint"))
 sizes = [int(open(os.path.join(out, name)).read().split("\n")[1]) for name in ("checkpoint.old", "checkpoint")]
 proof = json.loads(ask("auditor", "GET", f"/v1/audit/proofs/consistency?from={sizes[0]}&to={sizes[1]}"))
 keep("consistency", "\n".join(proof["hashes"]).encode())
-for number in index[:20]:
+for receipt in receipts:
+    number = receipt["index"]
     proof = json.loads(ask("auditor", "GET", f"/v1/audit/proofs/inclusion?index={number}&size={sizes[1]}"))
     keep(f"{number}.inclusion", "\n".join(proof["hashes"]).encode())
-keep("indices", "\n".join(map(str, index)).encode())
-print(f"kept {len(index)} receipts of a log of {sizes[1]} entries")
+keep("indices", "\n".join(str(receipt["index"]) for receipt in receipts).encode())
+print(f"kept {len(receipts)} receipts of a log of {sizes[1]} entries")

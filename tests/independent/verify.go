@@ -105,6 +105,11 @@ func main() {
 	proof := tlog.TreeProof(hashes(strings.Split(read("consistency"), "\n")))
 	must("consistency", tlog.CheckTree(proof, size, root, oldSize, oldRoot))
 	mustNot("old root", tlog.CheckTree(proof, size, root, oldSize, tlog.RecordHash([]byte("other"))))
+	for at := range proof {
+		proof[at][0] ^= 1
+		mustNot(fmt.Sprint("consistency proof, step ", at), tlog.CheckTree(proof, size, root, oldSize, oldRoot))
+		proof[at][0] ^= 1
+	}
 	_, _, err = open(flip(read("checkpoint"), len(read("checkpoint"))-10))
 	mustNot("checkpoint signature", err)
 	_, _, err = open(strings.Replace(read("checkpoint"), fmt.Sprintf("\n%d\n", size), fmt.Sprintf("\n%d\n", size+1), 1))
@@ -124,6 +129,9 @@ func main() {
 			mustNot("proof "+index, tlog.CheckRecord(record, size, root, at, tlog.RecordHash([]byte(leaf))))
 		}
 		count++
+	}
+	if count == 0 {
+		must("receipts", fmt.Errorf("nothing to verify"))
 	}
 	fmt.Printf("Go x/mod/sumdb: %d receipts, 2 checkpoints and their consistency verified; every altered one refused\n", count)
 }

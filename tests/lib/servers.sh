@@ -1,5 +1,7 @@
-# Starts and stops Debian's PostgreSQL and Redis, and servers that say on their first line where they listen. To be sourced.
+# Starts and stops Debian's PostgreSQL and Redis; serve.sh, which it brings along, starts our own server. To be sourced.
 # Everything is on loopback and a free port, under $BENCH_TMP, and stopped by process id.
+
+. "$(dirname "${BASH_SOURCE[0]}")/serve.sh"
 
 BENCH_PIDS=()
 
@@ -13,6 +15,27 @@ install_packages() { # only what is missing, and only where this may be done
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@"; } >/dev/null 2>&1 \
     || fail "could not install: $*"
 }
+
+# What cargo needs beside the Rust toolchain: the headers of OpenSSL, what finds them, and a C compiler.
+install_build_needs() {
+  local missing=()
+  command -v pkg-config >/dev/null || missing+=(pkg-config)
+  [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
+  command -v cc >/dev/null || missing+=(build-essential)
+  install_packages "${missing[@]}"
+}
+
+# make_venv FOLDER PACKAGE…: a Python environment with these packages, or the old one of that folder. A fresh Debian has no python3,
+# and its python3 comes without venv. In a subshell, because the caller may do without: it answers 1 and says why.
+make_venv() (
+  folder=$1
+  shift
+  [ -x "$folder/bin/python" ] && exit
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3 python3-venv
+  python3 -m venv "$folder" && "$folder/bin/pip" --quiet --disable-pip-version-check install "$@" && exit
+  rm -rf "$folder" # half made, it would pass for whole
+  exit 1
+)
 
 # need TOOL…: installs the Debian packages of those that are missing.
 need() {
@@ -83,22 +106,6 @@ start_redis() {
   fail "Redis does not start"
 }
 
-# start_server NAME COMMAND…: waits for its first line; sets STARTED (address) and STARTED_PID.
-start_server() {
-  local name=$1 try
-  shift
-  "$@" >"$BENCH_TMP/$name.out" 2>"$BENCH_TMP/$name.err" &
-  STARTED_PID=$!
-  BENCH_PIDS+=("$STARTED_PID")
-  for try in $(seq 600); do
-    STARTED=$(sed -n 's#^listening on http://##p' "$BENCH_TMP/$name.out")
-    [ -n "$STARTED" ] && return
-    kill -0 "$STARTED_PID" 2>/dev/null || break
-    sleep 0.05
-  done
-  fail "$name does not start: $(tail -n 5 "$BENCH_TMP/$name.err")"
-}
-
 # counterfoil_database NAME: makes it, migrates it as its owner, and makes a login that is no more than the log's writer.
 counterfoil_database() {
   pg_sql postgres "CREATE DATABASE $1"
@@ -106,40 +113,6 @@ counterfoil_database() {
     >"$BENCH_TMP/migrate-$1.log" 2>&1 || fail "migrate failed: $(tail -n 5 "$BENCH_TMP/migrate-$1.log")"
   [ -n "$(pg_sql postgres "SELECT 1 FROM pg_roles WHERE rolname = 'bench'")" ] || pg_sql postgres "CREATE ROLE bench LOGIN"
   pg_sql postgres "SET client_min_messages = warning; GRANT counterfoil_writer TO bench"
-}
-
-# start_counterfoil NAME LOG_URL VIEW_URL: sets STARTED, STARTED_PID, STARTED_MANAGEMENT. The same NAME again starts the same data.
-start_counterfoil() {
-  local key_files=() role
-  mkdir -p "$BENCH_TMP/data-$1"
-  if [ -f "$BENCH_TMP/key" ]; then key_files=(COUNTERFOIL__BOOTSTRAP__APPLICATION_KEY_FILE="$BENCH_TMP/key"); fi
-  for role in application auditor operator; do
-    if [ -f "$BENCH_TMP/key-$role" ]; then key_files+=("COUNTERFOIL__BOOTSTRAP__${role^^}_KEY_FILE=$BENCH_TMP/key-$role"); fi
-  done
-  start_server "$1" env NO_COLOR=1 \
-    COUNTERFOIL__DATA_DIR="$BENCH_TMP/data-$1" COUNTERFOIL__SERVER__LISTEN=127.0.0.1:0 \
-    COUNTERFOIL__MANAGEMENT__LISTEN=127.0.0.1:0 "${key_files[@]}" \
-    COUNTERFOIL__LOG__URL="$2" COUNTERFOIL__VIEW__URL="$3" "$COUNTERFOIL" serve
-  local try
-  for try in $(seq 100); do
-    STARTED_MANAGEMENT=$(sed -n 's#^management on http://##p' "$BENCH_TMP/$1.out")
-    [ -n "$STARTED_MANAGEMENT" ] && return
-    sleep 0.01
-  done
-  fail "$1 does not say where its management port is"
-}
-
-# make_keys: one for each role, in $BENCH_TMP/key-ROLE.
-make_keys() {
-  local role
-  for role in application auditor operator; do
-    (umask 077 && echo "cfk_$(head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n')" >"$BENCH_TMP/key-$role")
-  done
-}
-
-make_key() {
-  KEY=cfk_$(head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n')
-  (umask 077 && echo "$KEY" >"$BENCH_TMP/key")
 }
 
 # stop_pid PID [SIGNAL]: waits until it is gone.
