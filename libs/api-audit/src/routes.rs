@@ -71,7 +71,7 @@ fn json(document: &impl Serialize) -> Result<HttpResponse, Problem> {
     params(
         ("session" = Option<String>, Query, format = "uuid", description = "Entries of this session only"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "Entries a page; default 50"),
-        ("cursor" = Option<String>, Query, description = "next_cursor of the page before"),
+        ("cursor" = Option<String>, Query, min_length = 1, description = "next_cursor of the page before"),
     ),
     responses(
         (status = 200, body = EntriesDocument, description = "A page"),

@@ -1,6 +1,7 @@
 //! The OpenAPI document, and a page to read it with.
 
 use actix_web::{HttpResponse, web};
+use utoipa::openapi::RefOr;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
@@ -33,7 +34,7 @@ use crate::sessions;
         api_audit::prove_inclusion,
         api_audit::prove_consistency,
     ),
-    modifiers(&Credentials),
+    modifiers(&Credentials, &Refusals),
     tags(
         (name = "Sessions", description = "For applications, but where operators are named"),
         (name = "Receipts", description = "What a client keeps"),
@@ -49,6 +50,47 @@ impl Modify for Credentials {
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("cfk_…").build();
         let components = document.components.get_or_insert_with(Default::default);
         components.add_security_scheme("api_key", SecurityScheme::Http(bearer));
+    }
+}
+
+struct Refusals;
+
+impl Modify for Refusals {
+    /// The routes declare their refusals once, as `4XX` with the codes in words; here each code becomes an answer of its own, so
+    /// that a code that is not listed counts as undocumented. 405 is the router's, on every path.
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let methods = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+            for operation in methods.into_iter().flatten() {
+                let answers = &mut operation.responses.responses;
+                let Some(RefOr::T(refusal)) = answers.remove("4XX") else { continue };
+                let codes = refusal.description.clone();
+                for code in codes.split(", ").chain(["405"]) {
+                    let mut one = refusal.clone();
+                    one.description = meaning(code).to_owned();
+                    answers.entry(code.to_owned()).or_insert(RefOr::T(one));
+                }
+            }
+        }
+    }
+}
+
+fn meaning(code: &str) -> &'static str {
+    match code {
+        "400" => "Malformed: not JSON, or a parameter or header that cannot be read",
+        "401" => "No credential that is known",
+        "403" => "The credential's roles do not include this",
+        "404" => "The realm has nothing of that name",
+        "405" => "The path has other methods; see Allow",
+        "409" => {
+            "It contradicts what is there: the session has ended, a cap is reached, or the first request is still under way"
+        }
+        "412" => "The session has another version",
+        "413" => "The body is too large",
+        "415" => "Another media type is wanted",
+        "422" => "Read, but against a rule; errors names each bad field",
+        "429" => "Too many requests of this credential",
+        _ => "Refused",
     }
 }
 
@@ -74,5 +116,15 @@ pub fn configure_docs(config: &mut web::ServiceConfig, json: web::Bytes, page: b
         let assets = utoipa_swagger_ui::SwaggerUi::new("/docs/{_:.*}")
             .config(utoipa_swagger_ui::Config::new(["/openapi.json"]).validator_url("none"));
         config.service(assets).service(web::redirect("/docs", "/docs/"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_refusal_is_documented_by_its_code_and_meaning() {
+        let json = super::openapi_json().expect("the document can be written");
+        assert!(!json.contains("4XX"), "a range hides codes that are not listed");
+        assert!(!json.contains("\"Refused\""), "a code without a meaning");
     }
 }

@@ -85,25 +85,26 @@ async fn wrong_method(request: HttpRequest, allow: &'static str) -> HttpResponse
 #[allow(dead_code, reason = "describes what is read field by field, so that every bad one can be named at once")]
 pub(crate) struct NewSessionBody {
     /// Who it belongs to, if known.
-    #[schema(nullable = false, min_length = 1, max_length = 256)]
+    #[schema(
+        min_length = 1,
+        max_length = 256,
+        pattern = "^[^\\u0000-\\u0008\\u000B\\u000C\\u000E-\\u001F\\uFFFE\\uFFFF]+$"
+    )]
     subject: Option<String>,
     /// What kind of client it serves; default `api`.
-    #[schema(nullable = false)]
     kind: Option<KindWord>,
     /// What the application keeps in it.
-    #[schema(nullable = false, value_type = Option<Object>)]
+    #[schema(value_type = Option<Object>)]
     attributes: Option<serde_json::Value>,
     /// Where its client is.
-    #[schema(nullable = false)]
     client: Option<NewClientBody>,
     /// How its subject authenticated.
-    #[schema(nullable = false)]
     authentication: Option<NewAuthenticationBody>,
     /// Seconds without use until it expires; at most the realm's.
-    #[schema(nullable = false, minimum = 1)]
+    #[schema(minimum = 1)]
     idle_timeout_s: Option<u32>,
     /// Seconds until it expires; at most the realm's.
-    #[schema(nullable = false, minimum = 1)]
+    #[schema(minimum = 1)]
     absolute_timeout_s: Option<u32>,
 }
 
@@ -113,12 +114,22 @@ pub(crate) struct NewSessionBody {
 #[allow(dead_code, reason = "as above")]
 pub(crate) struct NewClientBody {
     /// IP address.
-    #[schema(nullable = false)]
+    #[schema(min_length = 1, max_length = 45)]
     address: Option<String>,
     /// `User-Agent`.
-    #[schema(nullable = false, min_length = 1, max_length = 1024)]
+    #[schema(
+        min_length = 1,
+        max_length = 1024,
+        pattern = "^[^\\u0000-\\u0008\\u000B\\u000C\\u000E-\\u001F\\uFFFE\\uFFFF]+$"
+    )]
     user_agent: Option<String>,
 }
+
+/// One authentication method reference.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(min_length = 1, max_length = 64, pattern = "^[^\\u0000-\\u0008\\u000B\\u000C\\u000E-\\u001F\\uFFFE\\uFFFF]+$")]
+#[allow(dead_code, reason = "as above")]
+pub(crate) struct MethodWord(String);
 
 /// How a subject authenticated.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -126,10 +137,14 @@ pub(crate) struct NewClientBody {
 #[allow(dead_code, reason = "as above")]
 pub(crate) struct NewAuthenticationBody {
     /// For instance RFC 8176 method references.
-    #[schema(min_items = 1, max_items = 16)]
+    #[schema(min_items = 1, max_items = 16, value_type = Vec<MethodWord>)]
     methods: Vec<String>,
     /// Assurance level: a text such as `aal2`, or a number from 1 to 4.
-    #[schema(nullable = false)]
+    #[schema(
+        min_length = 1,
+        max_length = 64,
+        pattern = "^[^\\u0000-\\u0008\\u000B\\u000C\\u000E-\\u001F\\uFFFE\\uFFFF]+$"
+    )]
     level: Option<String>,
 }
 
@@ -139,13 +154,21 @@ pub(crate) struct NewAuthenticationBody {
 #[allow(dead_code, reason = "as above")]
 pub(crate) struct AuthenticateBody {
     /// Who.
-    #[schema(min_length = 1, max_length = 256)]
+    #[schema(
+        min_length = 1,
+        max_length = 256,
+        pattern = "^[^\\u0000-\\u0008\\u000B\\u000C\\u000E-\\u001F\\uFFFE\\uFFFF]+$"
+    )]
     subject: String,
     /// For instance RFC 8176 method references.
-    #[schema(min_items = 1, max_items = 16)]
+    #[schema(min_items = 1, max_items = 16, value_type = Vec<MethodWord>)]
     methods: Vec<String>,
     /// Assurance level: a text such as `aal2`, or a number from 1 to 4.
-    #[schema(nullable = false)]
+    #[schema(
+        min_length = 1,
+        max_length = 64,
+        pattern = "^[^\\u0000-\\u0008\\u000B\\u000C\\u000E-\\u001F\\uFFFE\\uFFFF]+$"
+    )]
     level: Option<String>,
 }
 
@@ -260,7 +283,7 @@ fn subject_of(given: Option<String>) -> Result<Option<Box<str>>, Problem> {
     security(("api_key" = [])),
     request_body(content = NewSessionBody, content_type = "application/json"),
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "The same key and body replay the first answer for 24 hours"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[ -~]+$", description = "The same key and body replay the first answer for 24 hours"),
     ),
     responses(
         (status = 201, body = SessionDocument, description = "The session, with its token", headers(
@@ -417,7 +440,7 @@ pub(crate) async fn get(api: web::Data<RestApi>, request: HttpRequest) -> HttpRe
     request_body(content = Object, content_type = "application/merge-patch+json"),
     params(
         ("id" = String, Path, format = "uuid", description = "Session id"),
-        ("If-Match" = Option<String>, Header, description = "The version it must still have, as its ETag"),
+        ("If-Match" = Option<String>, Header, pattern = "^(\\*|\"[^\"]*\")$", description = "The version it must still have, as its ETag"),
         ("Counterfoil-Min-Index" = Option<u64>, Header, description = "Leaf index that the change must build on"),
     ),
     responses(
@@ -517,7 +540,7 @@ async fn no_body(api: &RestApi, request: &HttpRequest, payload: web::Payload) ->
     request_body(content = AuthenticateBody, content_type = "application/json"),
     params(
         ("id" = String, Path, format = "uuid", description = "Session id"),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same key and body replay the first answer for 24 hours"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[ -~]+$", description = "The same key and body replay the first answer for 24 hours"),
         ("Counterfoil-Min-Index" = Option<u64>, Header, description = "Leaf index that the change must build on"),
     ),
     responses(
@@ -560,7 +583,7 @@ pub(crate) async fn authenticate(api: web::Data<RestApi>, request: HttpRequest, 
     security(("api_key" = [])),
     params(
         ("id" = String, Path, format = "uuid", description = "Session id"),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same key and body replay the first answer for 24 hours"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[ -~]+$", description = "The same key and body replay the first answer for 24 hours"),
         ("Counterfoil-Min-Index" = Option<u64>, Header, description = "Leaf index that the change must build on"),
     ),
     responses(
@@ -630,7 +653,7 @@ pub(crate) async fn end(api: web::Data<RestApi>, request: HttpRequest) -> HttpRe
         ("state" = Option<String>, Query, pattern = "^(active|ended)$", description = "active or ended"),
         ("kind" = Option<KindWord>, Query, description = "Of this kind"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "Sessions a page; default 50"),
-        ("cursor" = Option<String>, Query, description = "next_cursor of the page before"),
+        ("cursor" = Option<String>, Query, min_length = 1, description = "next_cursor of the page before"),
         ("Counterfoil-Min-Index" = Option<u64>, Header, description = "Leaf index that the answer must reflect"),
     ),
     responses(
