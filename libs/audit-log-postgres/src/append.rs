@@ -1,11 +1,12 @@
 //! Writing: one round trip for a batch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use audit_log::{
-    AppendError, Appended, Batch, Known, LogHead, LogWriter, ReadError, encode_leaves, encode_sealed, refusals,
+    AppendError, Appended, Batch, Known, LogHead, LogWriter, ReadError, SubjectChange, encode_leaves, encode_sealed,
+    refusals,
 };
 use merkle_log::Frontier;
 use session_model::{Digest, KeyId, SessionId, Timestamp, TreeSize};
@@ -54,11 +55,14 @@ impl LogWriter for PostgresLog {
                 Answered::Committed => Appended::Committed,
                 Answered::Moved(head) => Appended::Moved(head),
                 Answered::Fenced => continue,
-                Answered::Refused(known) => match refusals(&known, batch) {
-                    // What stood against it was forgotten between two statements of the function.
-                    refused if refused.is_empty() => continue,
-                    refused => Appended::Refused(refused),
-                },
+                Answered::Refused(mut known) => {
+                    known.held = self.held(batch).await.map_err(|failure| AppendError::NotDone(failure.into()))?;
+                    match refusals(&known, batch) {
+                        // What stood against it was forgotten between two statements.
+                        refused if refused.is_empty() => continue,
+                        refused => Appended::Refused(refused),
+                    }
+                }
             };
             self.put_back(connection);
             return Ok(appended);
@@ -121,6 +125,23 @@ fn parts(batch: &Batch) -> Option<Vec<u8>> {
 }
 
 impl PostgresLog {
+    /// Which of the keys that a batch would destroy are under legal hold.
+    async fn held(&self, batch: &Batch) -> Result<HashSet<KeyId>, sqlx::Error> {
+        let erased = batch.entries.iter().filter_map(|entry| match entry.claims.subject {
+            Some(SubjectChange::Erased(key)) => Some(key.uuid()),
+            Some(SubjectChange::Held(..)) | None => None,
+        });
+        let erased: Vec<Uuid> = erased.collect();
+        if erased.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let held: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM counterfoil.data_key WHERE id = ANY ($1) AND held")
+            .bind(erased)
+            .fetch_all(&self.readers)
+            .await?;
+        Ok(held.into_iter().map(KeyId::new).collect())
+    }
+
     async fn call(&self, connection: &mut PgConnection, batch: &Batch) -> Result<Answered, sqlx::Error> {
         let asked = Asked::of(batch);
         let changes = Changes::of(batch);
@@ -129,8 +150,7 @@ impl PostgresLog {
         let k_seats: Vec<i32> = new_keys().map(|key| key.map_or(0, |key| key.seats)).collect();
         let k_owner: Vec<Option<Uuid>> = new_keys().map(|key| key?.owner.map(KeyId::uuid)).collect();
         let opened = || changes.opened.iter();
-        let credentials =
-            (!changes.credentials.is_empty()).then(|| serde_json::Value::Array(changes.credentials).to_string());
+        let credentials = (!changes.kept.is_empty()).then(|| serde_json::Value::Array(changes.kept).to_string());
         // All of the answer is awaited, not just the row: the commit comes after it.
         let row = sqlx::query(APPEND)
             .bind(self.fence.load(Ordering::Relaxed))
@@ -216,6 +236,7 @@ fn known(row: &PgRow) -> Result<Known, sqlx::Error> {
     Ok(Known {
         versions: versions.map(|(id, version)| (id, u64::try_from(version).unwrap_or(0))).collect::<HashMap<_, _>>(),
         seats: seats.map(|(id, seats)| (id, u32::try_from(seats).unwrap_or(0))).collect::<HashMap<_, _>>(),
+        held: HashSet::new(),
         lookups: digests("known_lookups")?,
         answers: digests("known_answers")?,
     })

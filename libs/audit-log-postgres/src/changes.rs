@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use audit_log::{Batch, Claims, CredentialChange, DataKeyClaim, DataKeyRow, SessionChange};
+use audit_log::{Batch, Claims, CredentialChange, DataKeyClaim, DataKeyRow, SessionChange, SubjectChange};
 use session_model::{KeyId, Kind, RealmName, SessionId, Timestamp};
 use uuid::Uuid;
 
@@ -88,7 +88,8 @@ pub(crate) struct Changes<'a> {
     pub(crate) bound: BTreeMap<SessionId, KeyId>,
     /// Sessions that ended.
     pub(crate) closed: BTreeSet<SessionId>,
-    pub(crate) credentials: Vec<serde_json::Value>,
+    /// Changes to credentials and subjects, as the function reads them.
+    pub(crate) kept: Vec<serde_json::Value>,
 }
 
 #[derive(Debug)]
@@ -136,7 +137,8 @@ impl<'a> Changes<'a> {
         if let (Some(change), Some((id, _))) = (&claims.index, claims.session) {
             self.reindex(id, change);
         }
-        self.credentials.extend(claims.credential.as_ref().map(credential));
+        self.kept.extend(claims.credential.as_ref().map(credential));
+        self.kept.extend(claims.subject.map(subject));
     }
 
     fn seat(&mut self, key: KeyId, change: i32) {
@@ -174,6 +176,13 @@ impl<'a> Changes<'a> {
                 self.closed.insert(id);
             }
         }
+    }
+}
+
+fn subject(change: SubjectChange) -> serde_json::Value {
+    match change {
+        SubjectChange::Erased(key) => serde_json::json!({"erased": key.uuid()}),
+        SubjectChange::Held(key, held) => serde_json::json!({"hold": key.uuid(), "held": held}),
     }
 }
 

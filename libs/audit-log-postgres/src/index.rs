@@ -18,19 +18,29 @@ use crate::read::{column, digest};
 impl LogIndex for PostgresLog {
     async fn data_keys_by_lookup(&self, lookups: &[Digest]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
         let wanted: Vec<Vec<u8>> = lookups.iter().map(|lookup| lookup.0.to_vec()).collect();
-        let rows = sqlx::query("SELECT id, lookup, wrapped, owner FROM counterfoil.data_key WHERE lookup = ANY ($1)")
-            .bind(wanted)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(unavailable)?;
+        let rows =
+            sqlx::query("SELECT id, lookup, wrapped, owner, held FROM counterfoil.data_key WHERE lookup = ANY ($1)")
+                .bind(wanted)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(unavailable)?;
         let found = rows.iter().map(data_key).collect::<Result<Vec<_>, _>>()?;
         let keyed = found.into_iter().filter_map(|row| Some((row.lookup?, row)));
         Ok(in_order(lookups, keyed))
     }
 
+    async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
+        let found: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM counterfoil.data_key WHERE owner = $1")
+            .bind(owner.uuid())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable)?;
+        Ok(found.into_iter().map(KeyId::new).collect())
+    }
+
     async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
         let wanted: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
-        let rows = sqlx::query("SELECT id, lookup, wrapped, owner FROM counterfoil.data_key WHERE id = ANY ($1)")
+        let rows = sqlx::query("SELECT id, lookup, wrapped, owner, held FROM counterfoil.data_key WHERE id = ANY ($1)")
             .bind(wanted)
             .fetch_all(&self.readers)
             .await
@@ -48,7 +58,8 @@ impl LogIndex for PostgresLog {
         let mut sql = QueryBuilder::<Postgres>::new("SELECT session_id FROM counterfoil.session_index WHERE realm = ");
         sql.push_bind(filter.realm.to_string());
         if let Some(key) = filter.key {
-            sql.push(" AND data_key = ").push_bind(key.uuid());
+            // In words again: a partial index.
+            sql.push(" AND data_key <> session_id AND data_key = ").push_bind(key.uuid());
         }
         match filter.open {
             // In words, so that the partial indexes serve.
@@ -118,6 +129,7 @@ fn data_key(row: &PgRow) -> Result<DataKeyRow, ReadError> {
         lookup: column::<Option<&[u8]>>(row, "lookup")?.map(digest).transpose()?,
         wrapped: column(row, "wrapped")?,
         owner: column::<Option<Uuid>>(row, "owner")?.map(KeyId::new),
+        held: column(row, "held")?,
     })
 }
 

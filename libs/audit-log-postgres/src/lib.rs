@@ -10,6 +10,7 @@ mod append;
 mod changes;
 mod index;
 mod open;
+mod postings;
 mod read;
 
 pub use open::{OpenError, PostgresConfig, PostgresLog, migrate};

@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::append::APPEND;
 
 /// The schema this program was written for. A newer one that still serves it will do: see migrations/README.md.
-const SCHEMA: i32 = 1;
+const SCHEMA: i32 = 2;
 
 /// A pooled connection that was idle for longer is tried before it is used. A server that restarts breaks all of them, and
 /// each would cost somebody a failure; one that was in use a moment ago is not worth the round trip.
@@ -173,7 +173,7 @@ async fn check(readers: &PgPool) -> Result<(), OpenError> {
         "SELECT to_regnamespace('counterfoil') IS NOT NULL, current_user::text,
                 coalesce(has_schema_privilege(to_regnamespace('counterfoil'), 'USAGE'), false)
                 AND (SELECT coalesce(bool_and(has_function_privilege(oid, 'EXECUTE')), false) FROM pg_proc
-                     WHERE pronamespace = to_regnamespace('counterfoil') AND proname IN ('append', 'lock_head'))",
+                     WHERE pronamespace = to_regnamespace('counterfoil') AND proname IN ('append', 'lock_head', 'project'))",
     )
     .fetch_one(readers)
     .await?;

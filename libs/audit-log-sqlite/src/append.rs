@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use audit_log::{
-    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, Known, LogWriter, ReadError, encode_leaves,
-    encode_sealed, refusals,
+    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, Known, LogWriter, ReadError, SubjectChange,
+    encode_leaves, encode_sealed, refusals,
 };
 use session_model::{KeyId, SessionId, Timestamp, TreeSize};
 use sqlx::{Row, SqliteConnection};
@@ -195,6 +195,7 @@ async fn known(connection: &mut SqliteConnection, batch: &Batch) -> Result<Known
         }
         keys.extend(claims.free_seat);
         keys.extend(claims.take_seat.map(|seat| seat.key));
+        keys.extend(claims.subject.and_then(erased));
         answers.extend(claims.idempotency.as_ref().map(|claim| claim.key));
     }
     keys.sort_unstable();
@@ -210,6 +211,11 @@ async fn known(connection: &mut SqliteConnection, batch: &Batch) -> Result<Known
     for (at, seats) in numbered::<i64>(connection, rows, FIND_KEYS).await? {
         known.seats.extend(keys.get(at).map(|id: &KeyId| (*id, u32::try_from(seats).unwrap_or(u32::MAX))));
     }
+    let to_erase: Vec<KeyId> = batch.entries.iter().filter_map(|entry| entry.claims.subject.and_then(erased)).collect();
+    let rows = Rows::of(to_erase.iter().map(|id| id.uuid()));
+    for (at, _) in numbered::<i64>(connection, rows, FIND_HELD).await? {
+        known.held.extend(to_erase.get(at));
+    }
     let rows = Rows::of(lookups.iter().map(|lookup| lookup.0));
     for (at, _) in numbered::<i64>(connection, rows, FIND_LOOKUPS).await? {
         known.lookups.extend(lookups.get(at));
@@ -219,6 +225,14 @@ async fn known(connection: &mut SqliteConnection, batch: &Batch) -> Result<Known
         known.answers.extend(answers.get(at));
     }
     Ok(known)
+}
+
+/// The key that a change destroys.
+fn erased(change: SubjectChange) -> Option<KeyId> {
+    match change {
+        SubjectChange::Erased(key) => Some(key),
+        SubjectChange::Held(..) => None,
+    }
 }
 
 /// Asks one value for each row that has one: (position of the row, value).
@@ -332,6 +346,9 @@ async fn settle(connection: &mut SqliteConnection, changes: &Changes<'_>) -> Res
     for change in &changes.credentials {
         credential(connection, change).await?;
     }
+    for change in &changes.subjects {
+        subject(connection, *change).await?;
+    }
     Ok(())
 }
 
@@ -340,6 +357,8 @@ const FIND_VERSIONS: &str = "SELECT j.key, (SELECT max(version) FROM session_ent
     FROM json_each(?1) AS j";
 const FIND_KEYS: &str = "SELECT j.key, k.open_sessions
     FROM json_each(?1) AS j CROSS JOIN data_key AS k ON k.id = substr(?2, j.value ->> 0, j.value ->> 1)";
+const FIND_HELD: &str = "SELECT j.key, 1 FROM json_each(?1) AS j
+    CROSS JOIN data_key AS k ON k.id = substr(?2, j.value ->> 0, j.value ->> 1) WHERE k.held = 1";
 const FIND_LOOKUPS: &str = "SELECT j.key, 1
     FROM json_each(?1) AS j CROSS JOIN data_key AS k ON k.lookup = substr(?2, j.value ->> 0, j.value ->> 1)";
 const FIND_ANSWERS: &str = "SELECT j.key, 1
@@ -370,6 +389,25 @@ const CLOSE_SESSIONS: &str = "UPDATE session_index SET open = 0
 const INSERT_ANSWERS: &str = "INSERT INTO kept_answer (key, request, answer, leaf_index, expires_us)
     SELECT substr(?2, value ->> 0, value ->> 1), substr(?2, value ->> 2, value ->> 3), substr(?2, value ->> 4, value ->> 5),
         value ->> 6, value ->> 7 FROM json_each(?1)";
+
+const ERASE: &str = "DELETE FROM data_key WHERE id = ?1";
+const ERASE_OWNED: &str = "DELETE FROM data_key WHERE owner = ?1";
+const HOLD: &str = "UPDATE data_key SET held = ?2 WHERE id = ?1";
+
+async fn subject(connection: &mut SqliteConnection, change: SubjectChange) -> Result<(), sqlx::Error> {
+    match change {
+        SubjectChange::Erased(key) => {
+            for sql in [ERASE, ERASE_OWNED] {
+                sqlx::query(sql).bind(key.uuid().as_bytes().to_vec()).execute(&mut *connection).await?;
+            }
+        }
+        SubjectChange::Held(key, held) => {
+            let query = sqlx::query(HOLD).bind(key.uuid().as_bytes().to_vec()).bind(held);
+            query.execute(connection).await?;
+        }
+    }
+    Ok(())
+}
 
 async fn credential(connection: &mut SqliteConnection, change: &CredentialChange) -> Result<(), sqlx::Error> {
     let query = match change {
@@ -407,6 +445,10 @@ mod tests {
         let others = [
             FIND_VERSIONS,
             FIND_KEYS,
+            FIND_HELD,
+            ERASE,
+            ERASE_OWNED,
+            HOLD,
             FIND_LOOKUPS,
             FIND_ANSWERS,
             INSERT_NODES,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use audit_log::{Batch, Claims, CredentialChange, DataKeyClaim, DataKeyRow, Known, SessionChange};
+use audit_log::{Batch, Claims, CredentialChange, DataKeyClaim, DataKeyRow, Known, SessionChange, SubjectChange};
 use session_model::{KeyId, Kind, LeafIndex, RealmName, SessionId, Version};
 
 /// What a batch without refusals changes, entry after entry, folded to at most one change a row.
@@ -21,6 +21,7 @@ pub(crate) struct Changes<'a> {
     pub(crate) closed: Vec<SessionId>,
     pub(crate) answers: Vec<(&'a audit_log::IdempotencyClaim, LeafIndex)>,
     pub(crate) credentials: Vec<&'a CredentialChange>,
+    pub(crate) subjects: Vec<SubjectChange>,
 }
 
 #[derive(Debug)]
@@ -63,6 +64,7 @@ impl<'a> Changes<'a> {
         }
         self.answers.extend(claims.idempotency.as_ref().map(|claim| (claim, index)));
         self.credentials.extend(&claims.credential);
+        self.subjects.extend(claims.subject);
     }
 
     /// Where the open sessions of a key are counted; `None` if there is no such key.

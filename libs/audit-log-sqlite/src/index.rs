@@ -16,15 +16,24 @@ use crate::rows::Rows;
 impl LogIndex for SqliteLog {
     async fn data_keys_by_lookup(&self, lookups: &[Digest]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
         let rows = Rows::of(lookups.iter().map(|lookup| lookup.0));
-        let sql = "SELECT j.key AS at, k.id, k.lookup, k.wrapped, k.owner
+        let sql = "SELECT j.key AS at, k.id, k.lookup, k.wrapped, k.owner, k.held
                    FROM json_each(?1) AS j
                    CROSS JOIN data_key AS k ON k.lookup = substr(?2, j.value ->> 0, j.value ->> 1)";
         self.in_order(lookups.len(), rows, sql, data_key).await
     }
 
+    async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
+        let found: Vec<Vec<u8>> = sqlx::query_scalar("SELECT id FROM data_key WHERE owner = ?1")
+            .bind(owner.uuid().as_bytes().to_vec())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable)?;
+        found.iter().map(|id| uuid(id).map(KeyId::new)).collect()
+    }
+
     async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
         let rows = Rows::of(ids.iter().map(|id| id.uuid()));
-        let sql = "SELECT j.key AS at, k.id, k.lookup, k.wrapped, k.owner
+        let sql = "SELECT j.key AS at, k.id, k.lookup, k.wrapped, k.owner, k.held
                    FROM json_each(?1) AS j CROSS JOIN data_key AS k ON k.id = substr(?2, j.value ->> 0, j.value ->> 1)";
         self.in_order(ids.len(), rows, sql, data_key).await
     }
@@ -38,7 +47,8 @@ impl LogIndex for SqliteLog {
         let mut sql = QueryBuilder::<Sqlite>::new("SELECT session_id FROM session_index WHERE realm = ");
         sql.push_bind(filter.realm.as_str());
         if let Some(key) = filter.key {
-            sql.push(" AND data_key = ").push_bind(key.uuid().as_bytes().to_vec());
+            // In words again: a partial index.
+            sql.push(" AND data_key <> session_id AND data_key = ").push_bind(key.uuid().as_bytes().to_vec());
         }
         match filter.open {
             // In words, so that the partial index serves.
@@ -114,7 +124,7 @@ impl SqliteLog {
     }
 }
 
-fn uuid(bytes: &[u8]) -> Result<Uuid, ReadError> {
+pub(crate) fn uuid(bytes: &[u8]) -> Result<Uuid, ReadError> {
     Uuid::from_slice(bytes).map_err(|_| ReadError::Corrupt(format!("an id of {} bytes", bytes.len())))
 }
 
@@ -124,6 +134,7 @@ fn data_key(row: &SqliteRow) -> Result<DataKeyRow, ReadError> {
         lookup: column::<Option<&[u8]>>(row, "lookup")?.map(digest).transpose()?,
         wrapped: column(row, "wrapped")?,
         owner: column::<Option<&[u8]>>(row, "owner")?.map(uuid).transpose()?.map(KeyId::new),
+        held: column(row, "held")?,
     })
 }
 

@@ -13,6 +13,7 @@ mod append;
 mod changes;
 mod index;
 mod open;
+mod postings;
 mod read;
 mod rows;
 

@@ -28,8 +28,8 @@ use uuid::Uuid;
 
 use crate::{
     Appended, Batch, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim, LogIdentity,
-    LogReader, LogStore, MemoryLog, Proposed, ReadError, Refusal, Refused, SealedEntry, Seat, Sequencer, SessionChange,
-    SessionFilter, StoredBatch, StoredEntry,
+    LogReader, LogStore, MemoryLog, Posting, Projected, Projection, Proposed, ReadError, Refusal, Refused, SealedEntry,
+    Seat, Sequencer, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
 };
 
 /// Makes the module `$name` with one `#[tokio::test]` for each rule.
@@ -85,6 +85,12 @@ macro_rules! conformance_tests {
                 marks_of_use_never_go_back
                 marks_of_closed_sessions_are_forgotten
                 credentials_are_added_and_revoked
+                an_erased_key_is_gone_with_those_it_owns
+                a_held_key_is_not_erased
+                a_key_in_use_is_not_erased
+                postings_read_back_by_term_and_segment
+                postings_are_changed_by_one_at_a_time
+                places_of_sessions_are_found_together
                 resolve_tells_whether_a_batch_is_there
                 a_refused_batch_leaves_no_trace
                 every_refusal_of_a_batch_is_reported
@@ -169,7 +175,7 @@ pub fn at(seconds: i64) -> Timestamp {
 
 /// A data key whose id and lookup are made of one number.
 pub fn key_row(number: u128) -> DataKeyRow {
-    DataKeyRow { id: key(number), lookup: Some(digest(number)), wrapped: vec![7; 60], owner: None }
+    DataKeyRow { id: key(number), lookup: Some(digest(number)), wrapped: vec![7; 60], owner: None, held: false }
 }
 
 fn uuid(number: u128) -> Uuid {
@@ -286,6 +292,13 @@ impl Draft {
     #[must_use]
     pub fn credential(mut self, change: CredentialChange) -> Self {
         self.claims.credential = Some(change);
+        self
+    }
+
+    /// Erases a subject, or puts it under legal hold.
+    #[must_use]
+    pub fn subject(mut self, change: SubjectChange) -> Self {
+        self.claims.subject = Some(change);
         self
     }
 
@@ -860,7 +873,7 @@ pub async fn seats_are_freed_before_they_are_taken(log: Arc<dyn LogStore>) {
 /// From before, and all in one batch; a session that had no key of its own is moved just so.
 pub async fn binding_moves_the_session_and_its_own_key(log: Arc<dyn LogStore>) {
     let own = |id: u128| KeyId::new(session(id).uuid());
-    let anonymous = |id: u128| DataKeyRow { id: own(id), lookup: None, wrapped: vec![1; 60], owner: None };
+    let anonymous = |id: u128| DataKeyRow { id: own(id), lookup: None, wrapped: vec![1; 60], owner: None, held: false };
     let opened = |id: u128| Draft::new(id).version(session(id), 1).new_key(anonymous(id)).opens(own(id));
     let bound = |number: u128, id: u128| {
         Draft::new(number).version(session(id), 2).existing_key(key(1)).index(SessionChange::Bound { key: key(1) })
@@ -881,7 +894,7 @@ pub async fn binding_moves_the_session_and_its_own_key(log: Arc<dyn LogStore>) {
     };
     assert_eq!(of(key(1)).await, [session(13), session(12), session(10)]);
     assert_eq!(of(own(10)).await, []);
-    assert_eq!(of(own(11)).await, [session(11)]);
+    assert_eq!(of(own(11)).await, [], "its own key is no subject's");
     assert_eq!(of(key(2)).await, []);
 }
 
@@ -1148,6 +1161,107 @@ pub async fn every_refusal_of_a_batch_is_reported(log: Arc<dyn LogStore>) {
     refuse(&*log, drafts, &[(0, Refusal::Version), (1, Refusal::DataKeyMissing)]).await;
 }
 
+/// The key, its lookup and what it owns; other keys stay. What is gone cannot be erased again, and its lookup is free.
+pub async fn an_erased_key_is_gone_with_those_it_owns(log: Arc<dyn LogStore>) {
+    let owned = DataKeyRow { lookup: None, owner: Some(key(1)), ..key_row(2) };
+    let drafts = [key_row(1), owned.clone(), key_row(3)].map(|row| Draft::new(row.id.uuid().as_u128()).new_key(row));
+    commit(&*log, drafts.to_vec()).await;
+    assert_eq!(log.data_keys_owned_by(key(1)).await.unwrap(), [key(2)]);
+    commit(&*log, vec![Draft::new(4).subject(SubjectChange::Erased(key(1)))]).await;
+    assert_eq!(log.data_keys(&[key(1), key(2), key(3)]).await.unwrap(), [None, None, Some(key_row(3))]);
+    assert_eq!(log.data_keys_by_lookup(&[digest(1)]).await.unwrap(), [None]);
+    assert!(log.data_keys_owned_by(key(1)).await.unwrap().is_empty());
+    let again = vec![Draft::new(5).subject(SubjectChange::Erased(key(1)))];
+    refuse(&*log, again, &[(0, Refusal::DataKeyMissing)]).await;
+    refuse(&*log, vec![Draft::new(6).existing_key(key(2))], &[(0, Refusal::DataKeyMissing)]).await;
+    commit(&*log, vec![Draft::new(7).new_key(DataKeyRow { id: key(9), ..key_row(1) })]).await;
+}
+
+/// Until it is released.
+pub async fn a_held_key_is_not_erased(log: Arc<dyn LogStore>) {
+    commit(&*log, vec![Draft::new(1).new_key(key_row(1)).subject(SubjectChange::Held(key(1), true))]).await;
+    let held = log.data_keys(&[key(1)]).await.unwrap();
+    assert_eq!(held, [Some(DataKeyRow { held: true, ..key_row(1) })]);
+    let erase = || vec![Draft::new(2).subject(SubjectChange::Erased(key(1)))];
+    refuse(&*log, erase(), &[(0, Refusal::LegalHold)]).await;
+    let release = Draft::new(3).existing_key(key(1)).subject(SubjectChange::Held(key(1), false));
+    commit(&*log, vec![release]).await;
+    commit(&*log, erase()).await;
+}
+
+/// Not while it has open sessions, and not beside anything that touches it in the same batch, before or after.
+pub async fn a_key_in_use_is_not_erased(log: Arc<dyn LogStore>) {
+    commit(&*log, vec![Draft::new(1).new_key(key_row(1)).take_seat(key(1), 5)]).await;
+    let erase = || Draft::new(2).subject(SubjectChange::Erased(key(1)));
+    refuse(&*log, vec![erase()], &[(0, Refusal::SubjectBusy)]).await;
+    refuse(&*log, vec![Draft::new(3).free_seat(key(1)), erase()], &[(1, Refusal::SubjectBusy)]).await;
+    commit(&*log, vec![Draft::new(3).free_seat(key(1))]).await;
+    let hold = Draft::new(5).subject(SubjectChange::Held(key(1), true));
+    for other in [Draft::new(4).existing_key(key(1)), hold, erase()] {
+        let batch = next_batch(&*log, vec![erase(), other]).await;
+        let Appended::Refused(refused) = log.append(&batch).await.unwrap() else { panic!("it was appended") };
+        assert_eq!(refused.first(), Some(&Refused { at: 0, why: Refusal::SubjectBusy }));
+    }
+    commit(&*log, vec![erase()]).await;
+}
+
+fn posting(term: u8, segment: u32, offsets: &[u8]) -> Posting {
+    Posting { term: Term([term; 16]), segment, offsets: offsets.to_vec() }
+}
+
+async fn found(log: &dyn LogStore, terms: &[u8], segments: std::ops::RangeInclusive<u32>) -> Vec<Posting> {
+    let terms: Vec<Term> = terms.iter().map(|term| Term([*term; 16])).collect();
+    let mut found = log.postings(&terms, segments).await.unwrap();
+    found.sort_by_key(|posting| (posting.term, posting.segment));
+    found
+}
+
+/// What is put replaces what was there; no offsets remove it.
+pub async fn postings_read_back_by_term_and_segment(log: Arc<dyn LogStore>) {
+    assert_eq!(log.projection().await.unwrap(), Projection::default());
+    let all = [
+        posting(1, 0, b"a"),
+        posting(1, 1, b"b"),
+        posting(1, 7, b"c"),
+        posting(2, 1, &[9; 9_000]),
+        posting(3, 1, b"x"),
+    ];
+    assert_eq!(log.project(Projection::default(), TreeSize(400_000), &all).await.unwrap(), Projected::Yes);
+    assert_eq!(found(&*log, &[1, 2, 4], 0..=1).await, [all[0].clone(), all[1].clone(), all[3].clone()]);
+    assert_eq!(found(&*log, &[1], 2..=u32::MAX).await, [all[2].clone()]);
+    assert!(found(&*log, &[], 0..=9).await.is_empty());
+    let now = log.projection().await.unwrap();
+    assert_eq!(now, Projection { size: TreeSize(400_000), revision: 1 });
+    let changes = [posting(1, 0, b"new"), posting(1, 1, b""), posting(5, 0, b"")];
+    assert_eq!(log.project(now, TreeSize(400_001), &changes).await.unwrap(), Projected::Yes);
+    assert_eq!(found(&*log, &[1, 5], 0..=7).await, [posting(1, 0, b"new"), all[2].clone()]);
+}
+
+/// Who has seen an older projection changes nothing.
+pub async fn postings_are_changed_by_one_at_a_time(log: Arc<dyn LogStore>) {
+    let start = Projection::default();
+    assert_eq!(log.project(start, TreeSize(1), &[posting(1, 0, b"a")]).await.unwrap(), Projected::Yes);
+    assert_eq!(log.project(start, TreeSize(1), &[posting(1, 0, b"b")]).await.unwrap(), Projected::Moved);
+    let now = log.projection().await.unwrap();
+    // The size may stay, the revision moves.
+    assert_eq!(log.project(now, TreeSize(1), &[]).await.unwrap(), Projected::Yes);
+    assert_eq!(log.project(now, TreeSize(2), &[posting(1, 0, b"c")]).await.unwrap(), Projected::Moved);
+    assert_eq!(found(&*log, &[1], 0..=0).await, [posting(1, 0, b"a")]);
+    assert_eq!(log.projection().await.unwrap(), Projection { size: TreeSize(1), revision: 2 });
+}
+
+/// Every version of each, whichever comes first.
+pub async fn places_of_sessions_are_found_together(log: Arc<dyn LogStore>) {
+    let versions = [(1, 1), (2, 1), (1, 2), (3, 1), (2, 2)];
+    for (number, (id, version)) in (1..).zip(versions) {
+        commit(&*log, vec![Draft::new(number).version(session(id), version)]).await;
+    }
+    let mut places = log.session_places(&[session(2), session(9), session(1)]).await.unwrap();
+    places.sort_unstable();
+    assert_eq!(places, [0, 1, 2, 4].map(LeafIndex));
+    assert!(log.session_places(&[]).await.unwrap().is_empty());
+}
+
 /// A thousand entries that claim what they like from a small world: the same outcome as of [`MemoryLog`], batch by batch, and the
 /// same log and index in the end.
 pub async fn random_batches_end_as_in_memory(log: Arc<dyn LogStore>) {
@@ -1241,6 +1355,14 @@ impl World {
                 }
                 _ => draft,
             };
+        }
+        if dice.roll(8) == 0 {
+            let key = key(dice.roll(Self::KEYS).into());
+            draft = draft.subject(match dice.roll(4) {
+                0 => SubjectChange::Held(key, true),
+                1 => SubjectChange::Held(key, false),
+                _ => SubjectChange::Erased(key),
+            });
         }
         let mut claimed = true;
         draft = match dice.roll(6) {

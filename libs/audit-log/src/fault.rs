@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,8 +10,8 @@ use parking_lot::Mutex;
 use session_model::{Digest, KeyId, LeafIndex, SessionId, Timestamp, TreeSize, Version};
 
 use crate::{
-    Answer, AppendError, Appended, Batch, Credential, DataKeyRow, LogHead, LogIndex, LogReader, LogStore, LogWriter,
-    ReadError, SessionFilter, StoredBatch, StoredEntry,
+    Answer, AppendError, Appended, Batch, Credential, DataKeyRow, LogHead, LogIndex, LogPostings, LogReader, LogStore,
+    LogWriter, Posting, Projected, Projection, ReadError, SessionFilter, StoredBatch, StoredEntry, Term,
 };
 
 /// How one step of an append fails.
@@ -118,6 +119,10 @@ impl LogIndex for FaultyLog {
         self.inner.data_keys(ids).await
     }
 
+    async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
+        self.inner.data_keys_owned_by(owner).await
+    }
+
     async fn sessions(
         &self,
         filter: &SessionFilter,
@@ -137,6 +142,30 @@ impl LogIndex for FaultyLog {
 
     async fn credentials(&self) -> Result<Vec<Credential>, ReadError> {
         self.inner.credentials().await
+    }
+}
+
+#[async_trait]
+impl LogPostings for FaultyLog {
+    async fn projection(&self) -> Result<Projection, ReadError> {
+        self.inner.projection().await
+    }
+
+    async fn postings(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<Posting>, ReadError> {
+        self.inner.postings(terms, segments).await
+    }
+
+    async fn project(
+        &self,
+        expected: Projection,
+        size: TreeSize,
+        postings: &[Posting],
+    ) -> Result<Projected, ReadError> {
+        self.inner.project(expected, size, postings).await
+    }
+
+    async fn session_places(&self, ids: &[SessionId]) -> Result<Vec<LeafIndex>, ReadError> {
+        self.inner.session_places(ids).await
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! * [`LogReader`] is all an auditor's path is ever given: batches, entries and hashes.
 //! * [`LogIndex`] answers what the service must know before it can append: data keys, open sessions, kept answers, credentials.
+//! * [`LogPostings`] keeps what auditors search by.
 //! * [`LogWriter`] appends one batch: entries, tree and signed checkpoint in one transaction, or nothing.
 //! * [`GroupCommit`] is the one task of a process that appends: it takes whatever is queued the moment the last commit
 //!   returned, and never has more than one batch in flight.
@@ -13,6 +14,7 @@ mod bundle;
 mod group_commit;
 mod memory;
 mod port;
+mod postings;
 mod weigh;
 
 #[cfg(feature = "test-util")]
@@ -27,6 +29,7 @@ pub use memory::MemoryLog;
 pub use port::{
     Answer, AppendError, Appended, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim,
     LogHead, LogIndex, LogReader, LogStore, LogWriter, Proposed, ReadError, Refusal, Refused, SealedEntry, Seat,
-    SessionChange, SessionFilter, StoredBatch, StoredEntry,
+    SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange,
 };
+pub use postings::{LogPostings, Posting, Projected, Projection, SEGMENT, Term};
 pub use weigh::{Known, refusals};

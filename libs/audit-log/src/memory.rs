@@ -1,6 +1,7 @@
 //! A log in the process's memory: the reference for every adapter, and what tests of the service run on.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use merkle_log::Frontier;
@@ -9,8 +10,8 @@ use session_model::{Digest, KeyId, Kind, LeafIndex, RealmName, SessionId, Timest
 
 use crate::{
     Answer, AppendError, Appended, Batch, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, LogHead,
-    LogIndex, LogReader, LogWriter, ReadError, Refusal, Refused, SessionChange, SessionFilter, StoredBatch,
-    StoredEntry,
+    LogIndex, LogPostings, LogReader, LogWriter, Posting, Projected, Projection, ReadError, Refusal, Refused,
+    SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
 };
 
 /// A log in memory. Loses everything with the process; otherwise keeps the contract of [`LogWriter`] to the letter.
@@ -32,6 +33,8 @@ struct State {
     uses: HashMap<SessionId, Timestamp>,
     answers: HashMap<Digest, Answer>,
     credentials: Vec<Credential>,
+    projection: Projection,
+    postings: BTreeMap<(Term, u32), Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -82,6 +85,7 @@ impl State {
             if let Some(key) = entry.claims.free_seat {
                 *weighed.seats.entry(key).or_default() -= 1;
             }
+            weighed.claimed.extend(keys_of(&entry.claims));
         }
         batch
             .entries
@@ -132,6 +136,18 @@ impl State {
                 Answer { request: claim.request, answer: claim.answer.clone(), index, expires: claim.expires },
             );
         }
+        match claims.subject {
+            Some(SubjectChange::Erased(key)) => {
+                self.keys.retain(|id, kept| *id != key && kept.row.owner != Some(key));
+                self.lookups.retain(|_, id| *id != key);
+            }
+            Some(SubjectChange::Held(key, held)) => {
+                if let Some(kept) = self.keys.get_mut(&key) {
+                    kept.row.held = held;
+                }
+            }
+            None => {}
+        }
         match &claims.credential {
             Some(CredentialChange::Added(added)) => {
                 let known = self.credentials.iter().any(|known| known.digest == added.digest);
@@ -154,6 +170,15 @@ struct Weighed {
     lookups: HashSet<Digest>,
     seats: HashMap<KeyId, i64>,
     answers: HashSet<Digest>,
+    /// The data keys that the whole batch claims something of, once for each claim.
+    claimed: Vec<KeyId>,
+}
+
+/// The data keys that an entry claims something of.
+fn keys_of(claims: &Claims) -> impl Iterator<Item = KeyId> {
+    let seat = claims.take_seat.map(|seat| seat.key);
+    let subject = claims.subject.map(SubjectChange::key);
+    [claims.data_key.as_ref().map(DataKeyClaim::id), claims.free_seat, seat, subject].into_iter().flatten()
 }
 
 impl Weighed {
@@ -181,6 +206,15 @@ impl Weighed {
             let held = state.keys.get(&seat.key).map_or(0, |key| i64::from(key.seats));
             if held + self.seats.get(&seat.key).copied().unwrap_or(0) >= i64::from(seat.cap) {
                 return Some(Refusal::CapReached);
+            }
+        }
+        if let Some(SubjectChange::Erased(key)) = claims.subject {
+            let Some(kept) = state.keys.get(&key) else { return Some(Refusal::DataKeyMissing) };
+            if kept.row.held {
+                return Some(Refusal::LegalHold);
+            }
+            if kept.seats > 0 || self.claimed.iter().filter(|claimed| **claimed == key).count() > 1 {
+                return Some(Refusal::SubjectBusy);
             }
         }
         if let Some(claim) = &claims.idempotency
@@ -266,6 +300,11 @@ impl LogIndex for MemoryLog {
         Ok(ids.iter().map(|id| state.keys.get(id).map(|key| key.row.clone())).collect())
     }
 
+    async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
+        let state = self.state.lock();
+        Ok(state.keys.values().filter(|key| key.row.owner == Some(owner)).map(|key| key.row.id).collect())
+    }
+
     async fn sessions(
         &self,
         filter: &SessionFilter,
@@ -273,14 +312,14 @@ impl LogIndex for MemoryLog {
         limit: usize,
     ) -> Result<Vec<SessionId>, ReadError> {
         let state = self.state.lock();
-        let fits = |row: &IndexRow| {
+        let fits = |id: &SessionId, row: &IndexRow| {
             row.realm == filter.realm
-                && filter.key.is_none_or(|key| key == row.key)
+                && filter.key.is_none_or(|key| key == row.key && key.uuid() != id.uuid())
                 && filter.open.is_none_or(|open| open == row.open)
                 && filter.kind.is_none_or(|kind| kind == row.kind)
         };
         let newest_first = state.sessions.iter().rev();
-        let older = newest_first.filter(|(id, row)| before.is_none_or(|before| **id < before) && fits(row));
+        let older = newest_first.filter(|(id, row)| before.is_none_or(|before| **id < before) && fits(id, row));
         Ok(older.map(|(id, _)| *id).take(limit).collect())
     }
 
@@ -295,6 +334,47 @@ impl LogIndex for MemoryLog {
 
     async fn credentials(&self) -> Result<Vec<Credential>, ReadError> {
         Ok(self.state.lock().credentials.clone())
+    }
+}
+
+#[async_trait]
+impl LogPostings for MemoryLog {
+    async fn projection(&self) -> Result<Projection, ReadError> {
+        Ok(self.state.lock().projection)
+    }
+
+    async fn postings(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<Posting>, ReadError> {
+        let state = self.state.lock();
+        let of_term = |term: Term| state.postings.range((term, *segments.start())..=(term, *segments.end()));
+        let posting =
+            |(&(term, segment), offsets): (&(Term, u32), &Vec<u8>)| Posting { term, segment, offsets: offsets.clone() };
+        Ok(terms.iter().flat_map(|term| of_term(*term)).map(posting).collect())
+    }
+
+    async fn project(
+        &self,
+        expected: Projection,
+        size: TreeSize,
+        postings: &[Posting],
+    ) -> Result<Projected, ReadError> {
+        let mut state = self.state.lock();
+        if state.projection != expected {
+            return Ok(Projected::Moved);
+        }
+        for posting in postings {
+            if posting.offsets.is_empty() {
+                state.postings.remove(&(posting.term, posting.segment));
+            } else {
+                state.postings.insert((posting.term, posting.segment), posting.offsets.clone());
+            }
+        }
+        state.projection = Projection { size, revision: expected.revision + 1 };
+        Ok(Projected::Yes)
+    }
+
+    async fn session_places(&self, ids: &[SessionId]) -> Result<Vec<LeafIndex>, ReadError> {
+        let state = self.state.lock();
+        Ok(ids.iter().filter_map(|id| state.versions.get(id)).flatten().copied().collect())
     }
 }
 

@@ -8,7 +8,7 @@ use session_model::{
     Digest, KeyId, Kind, Leaf, LeafHash, LeafIndex, RealmName, Role, SessionId, Timestamp, TreeSize, Version,
 };
 
-use crate::Batch;
+use crate::{Batch, LogPostings};
 
 /// Where the log ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +74,28 @@ pub struct Claims {
     pub idempotency: Option<IdempotencyClaim>,
     /// A change to the credentials.
     pub credential: Option<CredentialChange>,
+    /// A change to what is kept on a subject.
+    pub subject: Option<SubjectChange>,
+}
+
+/// A change to what is kept on a subject as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SubjectChange {
+    /// The data key is destroyed, and every key that it owns: what they sealed cannot be read any more. Refused with
+    /// [`Refusal::DataKeyMissing`] if there is no such key, with [`Refusal::LegalHold`] if it is held, and with
+    /// [`Refusal::SubjectBusy`] while it has open sessions or anything else in the same batch touches it.
+    Erased(KeyId),
+    /// The data key is put under legal hold (`true`), or released. It must exist, or be made by this entry.
+    Held(KeyId, bool),
+}
+
+impl SubjectChange {
+    /// Which key it is about.
+    pub const fn key(self) -> KeyId {
+        match self {
+            Self::Erased(key) | Self::Held(key, _) => key,
+        }
+    }
 }
 
 /// A claim on the data key that seals an entry.
@@ -83,6 +105,16 @@ pub enum DataKeyClaim {
     Existing(KeyId),
     /// It is new. Refused with [`Refusal::DataKeyTaken`] if its id, or its lookup, is in use.
     New(DataKeyRow),
+}
+
+impl DataKeyClaim {
+    /// Which key it is about.
+    pub const fn id(&self) -> KeyId {
+        match self {
+            Self::Existing(id) => *id,
+            Self::New(row) => row.id,
+        }
+    }
 }
 
 /// A stored data key.
@@ -96,6 +128,8 @@ pub struct DataKeyRow {
     pub wrapped: Vec<u8>,
     /// The subject's data key, for the key of a session that was without a subject at first: to be destroyed with it.
     pub owner: Option<KeyId>,
+    /// Whether a legal hold keeps it from being destroyed.
+    pub held: bool,
 }
 
 /// A seat to take: one open session of a subject.
@@ -202,6 +236,10 @@ pub enum Refusal {
     CapReached,
     /// Another entry was appended under this idempotency key.
     IdempotencyKeyUsed,
+    /// The subject is under legal hold.
+    LegalHold,
+    /// The subject has open sessions, or something else is being appended under its data key: try again.
+    SubjectBusy,
 }
 
 /// An entry of a batch that cannot be appended as it is.
@@ -285,7 +323,8 @@ pub struct StoredEntry {
 pub struct SessionFilter {
     /// Of this realm.
     pub realm: RealmName,
-    /// Of the subject with this data key.
+    /// Of the subject with this data key. The key that a session without a subject has of its own is no subject's: by it
+    /// nothing is found.
     pub key: Option<KeyId>,
     /// Open (`true`) or closed (`false`) ones only.
     pub open: Option<bool>,
@@ -323,6 +362,9 @@ pub trait LogReader: Send + Sync + 'static {
 pub trait LogIndex: Send + Sync + 'static {
     /// The data keys with these lookups, in order; `None` where there is none.
     async fn data_keys_by_lookup(&self, lookups: &[Digest]) -> Result<Vec<Option<DataKeyRow>>, ReadError>;
+
+    /// The ids of the data keys that this one owns, in any order.
+    async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError>;
 
     /// The data keys with these ids, in order; `None` where there is none (any more).
     async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError>;
@@ -388,6 +430,6 @@ pub trait LogWriter: Send + Sync + 'static {
 }
 
 /// Everything a store of the log does.
-pub trait LogStore: LogReader + LogIndex + LogWriter {}
+pub trait LogStore: LogReader + LogIndex + LogPostings + LogWriter {}
 
-impl<T: LogReader + LogIndex + LogWriter> LogStore for T {}
+impl<T: LogReader + LogIndex + LogPostings + LogWriter> LogStore for T {}

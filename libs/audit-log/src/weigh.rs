@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::{Batch, Claims, DataKeyClaim, Proposed, Refusal, Refused};
+use crate::{Batch, Claims, DataKeyClaim, Proposed, Refusal, Refused, SubjectChange};
 use session_model::{Digest, KeyId, SessionId};
 
 /// What the database holds of all that a batch claims.
@@ -12,6 +12,8 @@ pub struct Known {
     pub versions: HashMap<SessionId, u64>,
     /// Open sessions of each data key that exists.
     pub seats: HashMap<KeyId, u32>,
+    /// Which of them are under legal hold.
+    pub held: HashSet<KeyId>,
     /// Lookups in use.
     pub lookups: HashSet<Digest>,
     /// Idempotency keys in use.
@@ -25,6 +27,9 @@ pub fn refusals(known: &Known, batch: &Batch) -> Vec<Refused> {
     for key in batch.entries.iter().filter_map(|entry| entry.claims.free_seat) {
         *weighed.seats.entry(key).or_default() -= 1;
     }
+    for entry in &batch.entries {
+        weighed.touched(&entry.claims);
+    }
     let weigh = |(at, entry): (usize, &Proposed)| weighed.weigh(known, &entry.claims).map(|why| Refused { at, why });
     batch.entries.iter().enumerate().filter_map(weigh).collect()
 }
@@ -37,9 +42,19 @@ struct Weighed {
     lookups: HashSet<Digest>,
     seats: HashMap<KeyId, i64>,
     answers: HashSet<Digest>,
+    /// How many claims of the whole batch concern each data key.
+    touched: HashMap<KeyId, u32>,
 }
 
 impl Weighed {
+    fn touched(&mut self, claims: &Claims) {
+        let sealing = claims.data_key.as_ref().map(DataKeyClaim::id);
+        let subject = claims.subject.map(SubjectChange::key);
+        for key in [sealing, claims.free_seat, claims.take_seat.map(|seat| seat.key), subject].into_iter().flatten() {
+            *self.touched.entry(key).or_default() += 1;
+        }
+    }
+
     fn weigh(&mut self, known: &Known, claims: &Claims) -> Option<Refusal> {
         if let Some((id, version)) = claims.session {
             let newest = self.versions.get(&id).or_else(|| known.versions.get(&id)).copied().unwrap_or(0);
@@ -60,6 +75,16 @@ impl Weighed {
             let held = known.seats.get(&seat.key).map_or(0, |seats| i64::from(*seats));
             if held + self.seats.get(&seat.key).copied().unwrap_or(0) >= i64::from(seat.cap) {
                 return Some(Refusal::CapReached);
+            }
+        }
+        if let Some(SubjectChange::Erased(key)) = claims.subject {
+            match known.seats.get(&key) {
+                None => return Some(Refusal::DataKeyMissing),
+                Some(_) if known.held.contains(&key) => return Some(Refusal::LegalHold),
+                Some(seats) if *seats > 0 || self.touched.get(&key).is_some_and(|claims| *claims > 1) => {
+                    return Some(Refusal::SubjectBusy);
+                }
+                Some(_) => {}
             }
         }
         if let Some(claim) = &claims.idempotency

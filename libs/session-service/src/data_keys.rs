@@ -115,7 +115,7 @@ impl DataKeys {
 
     fn fresh(&self, id: KeyId, lookup: Option<Digest>) -> Result<Found, KeyError> {
         let key = DataKey::generate()?;
-        let row = DataKeyRow { id, lookup, wrapped: self.keyring.wrap(id, &key)?, owner: None };
+        let row = DataKeyRow { id, lookup, wrapped: self.keyring.wrap(id, &key)?, owner: None, held: false };
         Ok(Found::New(row, key))
     }
 
