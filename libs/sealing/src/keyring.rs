@@ -1,6 +1,7 @@
 //! The key-encryption key, and the keys that are derived from it.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use session_model::{Digest, KeyId, RealmName};
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -54,6 +55,16 @@ impl Keyring {
     /// [`SealError::OpenSsl`].
     pub fn lookup(&self, realm: &RealmName, subject: &str) -> Result<Digest, SealError> {
         Ok(hmac(&self.lookup, &[realm.as_str().as_bytes(), &[0], subject.as_bytes()])?)
+    }
+
+    /// Under what entries that name an address are found: a keyed digest, so that whoever has only the database cannot try all
+    /// addresses. No subject has such a lookup: the characters are not XML.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn address(&self, realm: &RealmName, address: IpAddr) -> Result<Digest, SealError> {
+        let text = address.to_canonical().to_string();
+        Ok(hmac(&self.lookup, &[realm.as_str().as_bytes(), b"\0\0address\0", text.as_bytes()])?)
     }
 
     /// Seals an answer kept for replay under an idempotency key.

@@ -6,36 +6,72 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Digest, EntryId, Event, KeyId, LeafHash, LeafIndex, RealmName, SessionId, Timestamp, Version};
 
-/// What an entry records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "each action is its own word")]
-pub enum Action {
-    #[serde(rename = "session.created")]
-    SessionCreated,
-    #[serde(rename = "session.updated")]
-    SessionUpdated,
-    #[serde(rename = "session.authenticated")]
-    SessionAuthenticated,
-    #[serde(rename = "session.renewed")]
-    SessionRenewed,
-    #[serde(rename = "session.token_reused")]
-    SessionTokenReused,
-    #[serde(rename = "session.ended")]
-    SessionEnded,
-    #[serde(rename = "session.read")]
-    SessionRead,
-    #[serde(rename = "audit.read")]
-    AuditRead,
-    #[serde(rename = "key.created")]
-    KeyCreated,
-    #[serde(rename = "key.revoked")]
-    KeyRevoked,
-    #[serde(rename = "service.started")]
-    ServiceStarted,
-    #[serde(rename = "service.stopped")]
-    ServiceStopped,
-    #[serde(rename = "view.quarantined")]
-    ViewQuarantined,
+/// Makes an enum whose variants are words of the leaf: for ever as they stand here.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)*
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The word in the leaf.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+
+            /// The one with this word.
+            pub fn named(word: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|known| known.name() == word)
+            }
+        }
+    };
+}
+
+words! {
+    /// What an entry records.
+    Action {
+        /// A session began.
+        SessionCreated = "session.created",
+        /// Its attributes changed.
+        SessionUpdated = "session.updated",
+        /// A subject was bound to it.
+        SessionAuthenticated = "session.authenticated",
+        /// Its token was rotated.
+        SessionRenewed = "session.renewed",
+        /// A rotated token was used too late.
+        SessionTokenReused = "session.token_reused",
+        /// It ended.
+        SessionEnded = "session.ended",
+        /// It was read, in a realm that audits reads.
+        SessionRead = "session.read",
+        /// The log was read.
+        AuditRead = "audit.read",
+        /// Requests were refused; one entry for all of a kind within some seconds.
+        RequestRefused = "request.refused",
+        /// A subject's data key was destroyed.
+        SubjectErased = "subject.erased",
+        /// A subject was put under legal hold.
+        SubjectHeld = "subject.held",
+        /// A legal hold was lifted.
+        SubjectReleased = "subject.released",
+        /// A credential was added.
+        KeyCreated = "key.created",
+        /// A credential was revoked.
+        KeyRevoked = "key.revoked",
+        /// The service began on a node.
+        ServiceStarted = "service.started",
+        /// The service stopped on a node.
+        ServiceStopped = "service.stopped",
+        /// A view held something that was none of its own.
+        ViewQuarantined = "view.quarantined",
+    }
 }
 
 impl Action {
@@ -52,14 +88,14 @@ impl Action {
     }
 }
 
-/// Whether what was asked for happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// It did.
-    Success,
-    /// It was refused.
-    Refused,
+words! {
+    /// Whether what was asked for happened.
+    Outcome {
+        /// It did.
+        Success = "success",
+        /// It was refused.
+        Refused = "refused",
+    }
 }
 
 /// What an actor may do. A credential has one or more.

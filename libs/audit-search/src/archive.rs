@@ -1,0 +1,442 @@
+//! The log as auditors see it: found by filters, opened on demand.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use audit_log::{LogStore, ReadError, SEGMENT, SessionFilter, StoredEntry, Term};
+use roaring::{RoaringBitmap, RoaringTreemap};
+use sealing::{DataKey, Keyring, SealError};
+use session_model::{KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId, Timestamp};
+
+use crate::filter::EntryFilter;
+use crate::projector::{Projector, addresses, place, read};
+use crate::term;
+
+/// Why nothing can be found.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    /// The log cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A key cannot be used.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The postings are not what a projector wrote: they have to be made again.
+    #[error("the postings are damaged")]
+    Postings,
+}
+
+impl SearchError {
+    pub(crate) fn corrupt(index: LeafIndex) -> Self {
+        Self::Read(ReadError::Corrupt(format!("entry {index}: not a leaf")))
+    }
+}
+
+/// In which order, and from where on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Newest first, before this one if given.
+    NewestFirst(Option<LeafIndex>),
+    /// Oldest first, after this one if given.
+    OldestFirst(Option<LeafIndex>),
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The entries, in order.
+    pub indices: Vec<LeafIndex>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// An entry, decoded.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// The entry.
+    pub stored: StoredEntry,
+    /// Its leaf.
+    pub leaf: Leaf,
+    /// What is sealed beside it.
+    pub personal: Personal,
+}
+
+/// What is sealed beside a leaf.
+#[derive(Debug, Clone)]
+pub enum Personal {
+    /// The entry has no sealed part.
+    None,
+    /// It was opened, and is what the leaf commits to.
+    Open(Box<SealedPart>),
+    /// Its key was destroyed: the subject was erased.
+    Erased,
+    /// It was dropped by retention.
+    Pruned,
+    /// It does not open, or is not what the leaf commits to.
+    Broken,
+}
+
+/// The log, for auditors.
+#[derive(Clone)]
+pub struct Archive {
+    pub(crate) log: Arc<dyn LogStore>,
+    pub(crate) keyring: Keyring,
+    projector: Arc<Projector>,
+}
+
+impl std::fmt::Debug for Archive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Archive({:?})", self.projector)
+    }
+}
+
+/// Segments whose postings are fetched at once, at most: 8 KiB each and term.
+const STRIDE: u32 = 64;
+/// Sessions looked up at once.
+const SESSIONS: usize = 2_000;
+/// Times looked at in one step of the search for a time.
+const PROBES: u64 = 16;
+
+impl Archive {
+    /// The log as auditors see it.
+    pub fn new(log: Arc<dyn LogStore>, keyring: Keyring) -> Self {
+        let projector = Arc::new(Projector::new(Arc::clone(&log), keyring.clone()));
+        Self { log, keyring, projector }
+    }
+
+    /// What keeps the postings up to date.
+    pub const fn projector(&self) -> &Arc<Projector> {
+        &self.projector
+    }
+
+    /// The data key of a subject; `None` if the realm holds nothing on it.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub async fn subject_key(&self, realm: &RealmName, subject: &str) -> Result<Option<KeyId>, SearchError> {
+        let lookup = self.keyring.lookup(realm, subject)?;
+        let found = self.log.data_keys_by_lookup(&[lookup]).await?;
+        Ok(found.into_iter().flatten().next().map(|row| row.id))
+    }
+
+    /// Entries that fit, at most `limit`. Everything that was in the log when it was asked is considered.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub async fn search(&self, filter: &EntryFilter, order: Order, limit: usize) -> Result<Found, SearchError> {
+        let size = self.log.head().await?.size();
+        self.projector.catch_up(size).await?;
+        let (mut low, mut high) = match order {
+            Order::NewestFirst(before) => (0, before.map_or(size.0, |before| before.0.min(size.0))),
+            Order::OldestFirst(after) => (after.map_or(0, |after| after.0.saturating_add(1)), size.0),
+        };
+        if let Some(from) = filter.from {
+            low = low.max(self.first_at(from, size.0).await?);
+        }
+        if let Some(to) = filter.to {
+            high = high.min(self.first_at(to, size.0).await?);
+        }
+        let mut taken = Taken { low, high, order, wanted: limit.saturating_add(1), indices: Vec::new() };
+        if low < high {
+            let terms = self.terms(filter)?;
+            match self.candidates(filter).await? {
+                Some(candidates) => self.among(&candidates, &terms, &mut taken).await?,
+                None => self.everywhere(&terms, &mut taken).await?,
+            }
+        }
+        let more = taken.indices.len() > limit;
+        taken.indices.truncate(limit);
+        Ok(Found { indices: taken.indices, more })
+    }
+
+    /// The entries at these indices, of this realm, decoded; their sealed parts opened where their keys exist.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub async fn open(&self, realm: &RealmName, indices: &[LeafIndex]) -> Result<Vec<Opened>, SearchError> {
+        let stored: Vec<StoredEntry> = self.log.entries(indices).await?.into_iter().flatten().collect();
+        self.open_stored(realm, stored).await
+    }
+
+    pub(crate) async fn open_stored(
+        &self,
+        realm: &RealmName,
+        stored: Vec<StoredEntry>,
+    ) -> Result<Vec<Opened>, SearchError> {
+        let mut decoded = Vec::with_capacity(stored.len());
+        for entry in stored {
+            let leaf = Leaf::decode(&entry.leaf).map_err(|_| SearchError::corrupt(entry.index))?;
+            if leaf.realm == *realm {
+                decoded.push((entry, leaf));
+            }
+        }
+        let ids = decoded.iter().filter_map(|(_, leaf)| leaf.data_key);
+        let keys = keys_of(&*self.log, &self.keyring, ids).await?;
+        let opened = decoded.into_iter().map(|(stored, leaf)| {
+            let personal = personal(&leaf, &stored, &keys);
+            Opened { stored, leaf, personal }
+        });
+        Ok(opened.collect())
+    }
+
+    /// Takes the entries of a subject that is about to be erased out of the postings of addresses. To be called while its key
+    /// still exists: without it nobody knows which addresses they name.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub async fn forget_addresses(&self, realm: &RealmName, subject: KeyId) -> Result<(), SearchError> {
+        let filter = EntryFilter { subject: Some(subject), ..EntryFilter::all(realm.clone()) };
+        let mut after = None;
+        loop {
+            let found = self.search(&filter, Order::OldestFirst(after), 1_000).await?;
+            let stored: Vec<StoredEntry> = self.log.entries(&found.indices).await?.into_iter().flatten().collect();
+            let mut forget = Vec::new();
+            let mut leaves = Vec::new();
+            for entry in stored {
+                let leaf = Leaf::decode(&entry.leaf).map_err(|_| SearchError::corrupt(entry.index))?;
+                leaves.push((entry, leaf));
+            }
+            let keys = keys_of(&*self.log, &self.keyring, leaves.iter().filter_map(|(_, leaf)| leaf.data_key)).await?;
+            for (entry, leaf) in &leaves {
+                let named = addresses(leaf, entry.sealed.as_ref(), &keys).into_iter();
+                let named = named.map(|address| term::address(&self.keyring, realm, address));
+                let named = named.collect::<Result<Vec<_>, _>>()?;
+                if !named.is_empty() {
+                    forget.push((entry.index, named));
+                }
+            }
+            if !forget.is_empty() {
+                self.projector.forget_addresses(&forget).await?;
+            }
+            match found.indices.last() {
+                Some(last) if found.more => after = Some(*last),
+                Some(_) | None => return Ok(()),
+            }
+        }
+    }
+
+    /// The terms that an entry must stand under. Every one is of the realm; at least one there is.
+    fn terms(&self, filter: &EntryFilter) -> Result<Vec<Term>, SearchError> {
+        let realm = &filter.realm;
+        let mut terms = Vec::new();
+        terms.extend(filter.actor.as_ref().map(|id| term::actor(realm, id)));
+        terms.extend(filter.action.map(|action| term::action(realm, action)));
+        terms.extend(filter.outcome.map(|outcome| term::outcome(realm, outcome)));
+        terms.extend(filter.address.map(|address| term::address(&self.keyring, realm, address)).transpose()?);
+        if terms.is_empty() {
+            terms.push(term::realm(realm));
+        }
+        Ok(terms)
+    }
+
+    /// The entries of the session, of the subject, or of both, if the filter names them.
+    async fn candidates(&self, filter: &EntryFilter) -> Result<Option<RoaringTreemap>, SearchError> {
+        let of_session = match filter.session {
+            None => None,
+            Some(id) => {
+                let mut found = self.under(term::session(&filter.realm, id)).await?;
+                found.extend(self.log.session_places(&[id]).await?.into_iter().map(|index| index.0));
+                Some(found)
+            }
+        };
+        let of_subject = match filter.subject {
+            None => None,
+            Some(key) => Some(self.of_subject(&filter.realm, key).await?),
+        };
+        Ok(match (of_session, of_subject) {
+            (Some(session), Some(subject)) => Some(session & subject),
+            (one, other) => one.or(other),
+        })
+    }
+
+    async fn of_subject(&self, realm: &RealmName, key: KeyId) -> Result<RoaringTreemap, SearchError> {
+        let mut found = self.under(term::subject(realm, key)).await?;
+        // Sessions that have gone over to another subject are known by the entry that says so.
+        let indices: Vec<LeafIndex> = found.iter().map(LeafIndex).collect();
+        let mut sessions: Vec<SessionId> = Vec::new();
+        for entry in self.log.entries(&indices).await?.into_iter().flatten() {
+            sessions.extend(
+                Leaf::decode(&entry.leaf).ok().filter(|leaf| leaf.version.is_some()).and_then(|leaf| leaf.session_id),
+            );
+        }
+        let of_key = SessionFilter { realm: realm.clone(), key: Some(key), open: None, kind: None };
+        let mut before = None;
+        loop {
+            let page = self.log.sessions(&of_key, before, SESSIONS).await?;
+            before = page.last().copied();
+            let full = page.len() == SESSIONS;
+            sessions.extend(page);
+            found.extend(self.log.session_places(&sessions).await?.into_iter().map(|index| index.0));
+            sessions.clear();
+            if !full {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Everything that stands under a term that is rare.
+    async fn under(&self, term: Term) -> Result<RoaringTreemap, SearchError> {
+        let mut found = RoaringTreemap::new();
+        for posting in self.log.postings(&[term], 0..=u32::MAX).await? {
+            let start = u64::from(posting.segment) * SEGMENT;
+            found.extend(read(&posting)?.into_iter().map(|offset| start + u64::from(offset)));
+        }
+        Ok(found)
+    }
+
+    /// Those of the candidates that stand under every term.
+    async fn among(&self, candidates: &RoaringTreemap, terms: &[Term], taken: &mut Taken) -> Result<(), SearchError> {
+        let mut by_segment: Vec<(u32, RoaringBitmap)> = Vec::new();
+        for index in candidates.iter().filter(|index| (taken.low..taken.high).contains(index)) {
+            let (segment, offset) = place(LeafIndex(index));
+            match by_segment.last_mut() {
+                Some((last, offsets)) if *last == segment => drop(offsets.insert(offset)),
+                Some(_) | None => by_segment.push((segment, RoaringBitmap::from_iter([offset]))),
+            }
+        }
+        if matches!(taken.order, Order::NewestFirst(_)) {
+            by_segment.reverse();
+        }
+        for (segment, offsets) in by_segment {
+            let fits = self.intersections(terms, segment, segment).await?.remove(&segment).unwrap_or_default();
+            if taken.take(segment, &(offsets & fits)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks the segments; more of them at once the longer nothing is found.
+    async fn everywhere(&self, terms: &[Term], taken: &mut Taken) -> Result<(), SearchError> {
+        let (first, _) = place(LeafIndex(taken.low));
+        let (last, _) = place(LeafIndex(taken.high - 1));
+        let mut stride = 1;
+        let (mut from, mut to) = (first, last);
+        while from <= to {
+            let (low, high) = match taken.order {
+                Order::NewestFirst(_) => (to.saturating_sub(stride - 1).max(from), to),
+                Order::OldestFirst(_) => (from, from.saturating_add(stride - 1).min(to)),
+            };
+            let mut fits = self.intersections(terms, low, high).await?;
+            let segments: Box<dyn Iterator<Item = u32> + Send> = match taken.order {
+                Order::NewestFirst(_) => Box::new((low..=high).rev()),
+                Order::OldestFirst(_) => Box::new(low..=high),
+            };
+            for segment in segments {
+                if let Some(offsets) = fits.remove(&segment)
+                    && taken.take(segment, &offsets)
+                {
+                    return Ok(());
+                }
+            }
+            match taken.order {
+                Order::NewestFirst(_) if low == 0 => return Ok(()),
+                Order::NewestFirst(_) => to = low - 1,
+                Order::OldestFirst(_) => from = high + 1,
+            }
+            stride = (stride * 4).min(STRIDE);
+        }
+        Ok(())
+    }
+
+    /// For each of these segments that has any: the entries that stand under all terms.
+    async fn intersections(
+        &self,
+        terms: &[Term],
+        low: u32,
+        high: u32,
+    ) -> Result<HashMap<u32, RoaringBitmap>, SearchError> {
+        let mut by_segment: HashMap<u32, (usize, RoaringBitmap)> = HashMap::new();
+        for posting in self.log.postings(terms, low..=high).await? {
+            let offsets = read(&posting)?;
+            by_segment
+                .entry(posting.segment)
+                .and_modify(|(count, fits)| {
+                    *count += 1;
+                    *fits &= &offsets;
+                })
+                .or_insert((1, offsets));
+        }
+        // A term that is missing in a segment has no entry there.
+        by_segment.retain(|_, (count, _)| *count == terms.len());
+        Ok(by_segment.into_iter().map(|(segment, (_, fits))| (segment, fits)).collect())
+    }
+
+    /// Index of the first entry at or after a time; `size` if there is none. Times never go back in a log.
+    async fn first_at(&self, time: Timestamp, size: u64) -> Result<u64, SearchError> {
+        // Every entry below `low` is earlier, every one from `high` on is not.
+        let (mut low, mut high) = (0, size);
+        while low < high {
+            let step = (high - low).div_ceil(PROBES).max(1);
+            let probes: Vec<LeafIndex> =
+                (1..=PROBES).map(|nth| low + nth * step - 1).take_while(|index| *index < high).map(LeafIndex).collect();
+            for (probe, entry) in probes.iter().zip(self.log.entries(&probes).await?) {
+                // Leaves that retention has taken away are old.
+                let at = match entry {
+                    Some(entry) => Some(Leaf::decode(&entry.leaf).map_err(|_| SearchError::corrupt(*probe))?.time),
+                    None => None,
+                };
+                if at.is_some_and(|at| at >= time) {
+                    high = probe.0;
+                    break;
+                }
+                low = probe.0 + 1;
+            }
+        }
+        Ok(high)
+    }
+}
+
+/// What a search has taken so far.
+struct Taken {
+    low: u64,
+    high: u64,
+    order: Order,
+    wanted: usize,
+    indices: Vec<LeafIndex>,
+}
+
+impl Taken {
+    /// Takes what fits in a segment, in order; `true` when there is enough.
+    fn take(&mut self, segment: u32, offsets: &RoaringBitmap) -> bool {
+        let start = u64::from(segment) * SEGMENT;
+        let left = self.wanted.saturating_sub(self.indices.len());
+        let inside = |index: &u64| (self.low..self.high).contains(index);
+        let indices = offsets.iter().map(|offset| start + u64::from(offset));
+        match self.order {
+            Order::NewestFirst(_) => self.indices.extend(indices.rev().filter(inside).take(left).map(LeafIndex)),
+            Order::OldestFirst(_) => self.indices.extend(indices.filter(inside).take(left).map(LeafIndex)),
+        }
+        self.indices.len() >= self.wanted
+    }
+}
+
+/// The data keys that there (still) are, unwrapped.
+pub(crate) async fn keys_of(
+    log: &dyn LogStore,
+    keyring: &Keyring,
+    ids: impl Iterator<Item = KeyId>,
+) -> Result<HashMap<KeyId, DataKey>, SearchError> {
+    let mut ids: Vec<KeyId> = ids.collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let mut keys = HashMap::with_capacity(ids.len());
+    if ids.is_empty() {
+        return Ok(keys);
+    }
+    for row in log.data_keys(&ids).await?.into_iter().flatten() {
+        keys.insert(row.id, keyring.unwrap(row.id, &row.wrapped)?);
+    }
+    Ok(keys)
+}
+
+fn personal(leaf: &Leaf, stored: &StoredEntry, keys: &HashMap<KeyId, DataKey>) -> Personal {
+    let (Some(id), Some(commitment)) = (leaf.data_key, &leaf.commitment) else { return Personal::None };
+    let Some(key) = keys.get(&id) else { return Personal::Erased };
+    let Some(sealed) = &stored.sealed else { return Personal::Pruned };
+    let opened = key.open(leaf.entry_id, &sealed.bytes, commitment).ok();
+    match opened.and_then(|plaintext| SealedPart::decode(&plaintext).ok()) {
+        Some(part) => Personal::Open(Box::new(part)),
+        None => Personal::Broken,
+    }
+}

@@ -1,0 +1,231 @@
+//! Keeps the postings true to the log.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use audit_log::{LogStore, Posting, Projected, SEGMENT, SealedEntry, StoredBatch, Term};
+use parking_lot::Mutex as Plain;
+use roaring::RoaringBitmap;
+use sealing::{DataKey, Keyring};
+use session_model::{Action, Event, KeyId, Leaf, LeafIndex, SealedPart, TreeSize};
+use tokio::sync::Mutex;
+use tracing::warn;
+
+use crate::archive::{SearchError, keys_of};
+use crate::term;
+
+/// Entries projected in one go: a few MB.
+const RUN: usize = 8_192;
+
+/// How far the postings have come, as this process last saw it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProjectionStatus {
+    /// Entries below this size are in the postings.
+    pub size: TreeSize,
+}
+
+/// Makes postings of entries. Every process may run one: whoever is first does the work, and the others see that it is done.
+pub struct Projector {
+    log: Arc<dyn LogStore>,
+    keyring: Keyring,
+    /// One run at a time in this process: a second would only lose against the first.
+    turn: Mutex<()>,
+    seen: Plain<ProjectionStatus>,
+}
+
+impl std::fmt::Debug for Projector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Projector({:?})", self.status())
+    }
+}
+
+impl Projector {
+    /// A projector of this log.
+    pub fn new(log: Arc<dyn LogStore>, keyring: Keyring) -> Self {
+        Self { log, keyring, turn: Mutex::default(), seen: Plain::default() }
+    }
+
+    /// How far the postings have come.
+    pub fn status(&self) -> ProjectionStatus {
+        *self.seen.lock()
+    }
+
+    /// Returns once every entry below `size` is in the postings.
+    ///
+    /// # Errors
+    /// [`SearchError`]: what was projected before it stays.
+    pub async fn catch_up(&self, size: TreeSize) -> Result<(), SearchError> {
+        if self.status().size >= size {
+            return Ok(());
+        }
+        let _turn = self.turn.lock().await;
+        loop {
+            let now = self.log.projection().await?;
+            self.seen.lock().size = now.size;
+            if now.size >= size {
+                return Ok(());
+            }
+            let batches = self.log.batches(LeafIndex(now.size.0), RUN).await?;
+            let Some(end) = batches.last().map(StoredBatch::tree_size) else { return Ok(()) };
+            let fresh = self.postings_of(batches, now.size).await?;
+            let postings = self.merged(fresh, now.size).await?;
+            match self.log.project(now, end, &postings).await? {
+                Projected::Yes => self.seen.lock().size = end,
+                // Somebody else was faster: look again how far it has come.
+                Projected::Moved => {}
+            }
+        }
+    }
+
+    /// Takes entries out of the postings of the addresses they name: what is erased must not be found by them either.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub(crate) async fn forget_addresses(&self, entries: &[(LeafIndex, Vec<Term>)]) -> Result<(), SearchError> {
+        let _turn = self.turn.lock().await;
+        let mut wanted: HashMap<u32, HashSet<Term>> = HashMap::new();
+        for (index, terms) in entries {
+            wanted.entry(place(*index).0).or_default().extend(terms);
+        }
+        loop {
+            let now = self.log.projection().await?;
+            let mut changed = Vec::new();
+            for (segment, terms) in &wanted {
+                let terms: Vec<Term> = terms.iter().copied().collect();
+                for found in self.log.postings(&terms, *segment..=*segment).await? {
+                    let mut offsets = read(&found)?;
+                    for (index, terms) in entries {
+                        let (of, offset) = place(*index);
+                        if of == *segment && terms.contains(&found.term) {
+                            offsets.remove(offset);
+                        }
+                    }
+                    changed.push(written(found.term, *segment, &offsets));
+                }
+            }
+            match self.log.project(now, now.size, &changed).await? {
+                Projected::Yes => return Ok(()),
+                Projected::Moved => {}
+            }
+        }
+    }
+
+    /// The terms of every entry from `from` on, as offsets by term and segment.
+    async fn postings_of(
+        &self,
+        batches: Vec<StoredBatch>,
+        from: TreeSize,
+    ) -> Result<HashMap<(Term, u32), RoaringBitmap>, SearchError> {
+        let mut run: Vec<(LeafIndex, Leaf, Option<SealedEntry>)> = Vec::new();
+        for batch in batches {
+            for ((index, bytes), sealed) in (batch.first.0..).zip(batch.leaves).zip(batch.sealed) {
+                if index >= from.0 {
+                    let leaf = Leaf::decode(&bytes).map_err(|_| SearchError::corrupt(LeafIndex(index)))?;
+                    run.push((LeafIndex(index), leaf, sealed));
+                }
+            }
+        }
+        let keys = keys_of(&*self.log, &self.keyring, run.iter().filter_map(|(_, leaf, _)| leaf.data_key)).await?;
+        let former = self.former_keys(&run).await?;
+        let mut postings: HashMap<(Term, u32), RoaringBitmap> = HashMap::new();
+        for (index, leaf, sealed) in &run {
+            let (segment, offset) = place(*index);
+            let addresses = addresses(leaf, sealed.as_ref(), &keys);
+            let addresses = addresses.into_iter().map(|address| term::address(&self.keyring, &leaf.realm, address));
+            let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
+            for term in term::of_leaf(leaf, former.get(index).copied()).into_iter().chain(addresses) {
+                postings.entry((term, segment)).or_default().insert(offset);
+            }
+        }
+        Ok(postings)
+    }
+
+    /// Which data key sealed a session before the entry that took it to another subject.
+    async fn former_keys(
+        &self,
+        run: &[(LeafIndex, Leaf, Option<SealedEntry>)],
+    ) -> Result<HashMap<LeafIndex, KeyId>, SearchError> {
+        let bindings = run.iter().filter(|(_, leaf, _)| leaf.action == Action::SessionAuthenticated);
+        let (at, before): (Vec<_>, Vec<_>) =
+            bindings.filter_map(|(index, leaf, _)| Some((*index, leaf.previous?.index))).unzip();
+        let mut former = HashMap::new();
+        for (index, entry) in at.into_iter().zip(self.log.entries(&before).await?) {
+            let leaf = entry.map(|entry| Leaf::decode(&entry.leaf)).and_then(Result::ok);
+            former.extend(leaf.and_then(|leaf| leaf.data_key).map(|key| (index, key)));
+        }
+        Ok(former)
+    }
+
+    /// Adds what stands in the postings already. Only the segment that a run begins in can have any.
+    async fn merged(
+        &self,
+        mut fresh: HashMap<(Term, u32), RoaringBitmap>,
+        from: TreeSize,
+    ) -> Result<Vec<Posting>, SearchError> {
+        let (segment, _) = place(LeafIndex(from.0));
+        let touched: Vec<Term> = fresh.keys().filter(|(_, of)| *of == segment).map(|(term, _)| *term).collect();
+        for found in self.log.postings(&touched, segment..=segment).await? {
+            let before = read(&found)?;
+            if let Some(offsets) = fresh.get_mut(&(found.term, segment)) {
+                *offsets |= before;
+            }
+        }
+        let mut postings: Vec<Posting> = fresh
+            .iter_mut()
+            .map(|((term, segment), offsets)| {
+                offsets.optimize();
+                written(*term, *segment, offsets)
+            })
+            .collect();
+        postings.sort_unstable_by_key(|posting| (posting.term, posting.segment));
+        Ok(postings)
+    }
+}
+
+/// The segment of an entry, and its offset there.
+pub(crate) fn place(index: LeafIndex) -> (u32, u32) {
+    let segment = u32::try_from(index.0 / SEGMENT).unwrap_or(u32::MAX);
+    (segment, u32::try_from(index.0 % SEGMENT).unwrap_or(0))
+}
+
+pub(crate) fn read(posting: &Posting) -> Result<RoaringBitmap, SearchError> {
+    RoaringBitmap::deserialize_from(posting.offsets.as_slice()).map_err(|_| SearchError::Postings)
+}
+
+fn written(term: Term, segment: u32, offsets: &RoaringBitmap) -> Posting {
+    let mut bytes = Vec::new();
+    if !offsets.is_empty() {
+        bytes.reserve(offsets.serialized_size());
+        // Writing to a vector cannot fail.
+        let _ok = offsets.serialize_into(&mut bytes);
+    }
+    Posting { term, segment, offsets: bytes }
+}
+
+/// The addresses that an entry names: none if its sealed part is gone.
+pub(crate) fn addresses(leaf: &Leaf, sealed: Option<&SealedEntry>, keys: &HashMap<KeyId, DataKey>) -> Vec<IpAddr> {
+    let key = leaf.data_key.and_then(|id| keys.get(&id));
+    let (Some(sealed), Some(commitment), Some(key)) = (sealed, &leaf.commitment, key) else { return Vec::new() };
+    let part = key.open(leaf.entry_id, &sealed.bytes, commitment).ok().and_then(|text| SealedPart::decode(&text).ok());
+    let Some(part) = part else {
+        // Verification names it; a search must not stand still for it.
+        warn!(entry = %leaf.entry_id, "a sealed part does not open, and is not found by its addresses");
+        return Vec::new();
+    };
+    let client = match &part.event {
+        Some(Event::Created(beginning)) => beginning.client.as_ref().and_then(|client| client.address),
+        Some(
+            Event::Updated { .. }
+            | Event::Authenticated { .. }
+            | Event::Renewed { .. }
+            | Event::TokenReused
+            | Event::Ended(_),
+        )
+        | None => None,
+    };
+    let mut addresses: Vec<IpAddr> =
+        part.origin.into_iter().chain(client).map(|address| address.to_canonical()).collect();
+    addresses.dedup();
+    addresses
+}

@@ -1,0 +1,91 @@
+//! What entries are found by.
+
+use std::net::IpAddr;
+
+use audit_log::Term;
+use sealing::{Keyring, SealError, sha256};
+use session_model::{Action, Digest, KeyId, Leaf, Outcome, RealmName, SessionId};
+
+/// The kinds of term. Each has a digest space of its own: the word goes in first.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Realm,
+    Session,
+    Subject,
+    Actor,
+    Action,
+    Outcome,
+}
+
+impl Kind {
+    const fn word(self) -> &'static [u8] {
+        match self {
+            Self::Realm => b"realm",
+            Self::Session => b"session",
+            Self::Subject => b"subject",
+            Self::Actor => b"actor",
+            Self::Action => b"action",
+            Self::Outcome => b"outcome",
+        }
+    }
+}
+
+fn term(kind: Kind, realm: &RealmName, value: &[u8]) -> Term {
+    shortened(&sha256(&[kind.word(), &[0], realm.as_str().as_bytes(), &[0], value].concat()))
+}
+
+/// 128 bits: two values of one realm never meet by chance.
+fn shortened(digest: &Digest) -> Term {
+    Term(digest.0.first_chunk().copied().unwrap_or_default())
+}
+
+pub(crate) fn realm(realm: &RealmName) -> Term {
+    term(Kind::Realm, realm, &[])
+}
+
+pub(crate) fn session(realm: &RealmName, id: SessionId) -> Term {
+    term(Kind::Session, realm, id.uuid().as_bytes())
+}
+
+pub(crate) fn subject(realm: &RealmName, key: KeyId) -> Term {
+    term(Kind::Subject, realm, key.uuid().as_bytes())
+}
+
+pub(crate) fn actor(realm: &RealmName, id: &str) -> Term {
+    term(Kind::Actor, realm, id.as_bytes())
+}
+
+pub(crate) fn action(realm: &RealmName, action: Action) -> Term {
+    term(Kind::Action, realm, action.name().as_bytes())
+}
+
+pub(crate) fn outcome(realm: &RealmName, outcome: Outcome) -> Term {
+    term(Kind::Outcome, realm, outcome.name().as_bytes())
+}
+
+pub(crate) fn address(keyring: &Keyring, realm: &RealmName, address: IpAddr) -> Result<Term, SealError> {
+    keyring.address(realm, address).map(|digest| shortened(&digest))
+}
+
+/// Everything a leaf is found by, addresses aside. `former` is the data key that sealed the session before this entry.
+///
+/// Entries that make a version of a session are found by that session, and by its subject, through the log's own index; only
+/// what that does not know stands here: entries about a session or a subject that change no session, and the entry that takes
+/// a session from one subject to another.
+pub(crate) fn of_leaf(leaf: &Leaf, former: Option<KeyId>) -> Vec<Term> {
+    let realm_name = &leaf.realm;
+    let mut terms = vec![
+        realm(realm_name),
+        actor(realm_name, &leaf.actor.id),
+        action(realm_name, leaf.action),
+        outcome(realm_name, leaf.outcome),
+    ];
+    if leaf.version.is_none() {
+        let about = leaf.detail.get("session").and_then(|id| id.parse().ok());
+        terms.extend(leaf.session_id.or(about).map(|id| session(realm_name, id)));
+        let about = leaf.detail.get("subject_key").and_then(|id| id.parse::<KeyId>().ok());
+        terms.extend(leaf.data_key.into_iter().chain(about).map(|key| subject(realm_name, key)));
+    }
+    terms.extend(former.filter(|former| leaf.data_key != Some(*former)).map(|former| subject(realm_name, former)));
+    terms
+}

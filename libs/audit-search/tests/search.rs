@@ -1,0 +1,395 @@
+//! Searches against a plain reading of the whole log.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "a test fails by panicking"
+)]
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use audit_log::conformance::{sequencer, session};
+use audit_log::{
+    Appended, Claims, DataKeyClaim, DataKeyRow, LogStore, MemoryLog, Proposed, SealedEntry, SessionChange,
+    SubjectChange,
+};
+use audit_search::{Archive, EntryFilter, Moment, Order, Personal};
+use merkle_log::leaf_hash;
+use proptest::prelude::*;
+use sealing::{DataKey, Keyring};
+use session_model::{
+    Action, Actor, Attributes, Beginning, Client, EntryId, Event, Format, KeyId, Kind, Leaf, LeafIndex, Outcome,
+    Protocol, RealmName, Role, SealedPart, Seconds, SessionId, Timestamp, TokenDigest, TreeSize, Version,
+};
+use uuid::Uuid;
+
+fn realms() -> [RealmName; 2] {
+    ["default".parse().unwrap(), "other".parse().unwrap()]
+}
+
+fn address(number: u8) -> IpAddr {
+    IpAddr::from([192, 0, 2, number])
+}
+
+fn at(second: u64) -> Timestamp {
+    Timestamp::from_micros(1_700_000_000_000_000 + second as i64 * 1_000_000)
+}
+
+/// An entry to make: small numbers that stand for names.
+#[derive(Debug, Clone)]
+struct Made {
+    realm: usize,
+    session: Option<u8>,
+    makes_version: bool,
+    subject: u8,
+    actor: u8,
+    action: Action,
+    refused: bool,
+    origin: Option<u8>,
+    client: Option<u8>,
+    wait: u64,
+}
+
+fn made() -> impl Strategy<Value = Made> {
+    let who = (0..2_usize, proptest::option::of(0..6_u8), any::<bool>(), 0..3_u8);
+    let what = (0..3_u8, 0..3_usize, proptest::bool::weighted(0.2));
+    let wher = (proptest::option::of(0..4_u8), proptest::option::of(0..4_u8), 0..3_u64);
+    (who, what, wher).prop_map(|(who, what, wher)| Made {
+        realm: who.0,
+        session: who.1,
+        makes_version: who.2 && who.1.is_some(),
+        subject: who.3,
+        actor: what.0,
+        action: [Action::SessionUpdated, Action::AuditRead, Action::SessionRead][what.1],
+        refused: what.2,
+        origin: wher.0,
+        client: wher.1,
+        wait: wher.2,
+    })
+}
+
+/// A log of made entries, and what each was made of.
+struct World {
+    log: Arc<dyn LogStore>,
+    archive: Archive,
+    keyring: Keyring,
+    entries: Vec<(Made, Leaf)>,
+    versions: std::collections::HashMap<SessionId, u64>,
+    keys: std::collections::HashMap<(usize, u8), (KeyId, DataKey)>,
+}
+
+impl World {
+    fn new() -> Self {
+        let log: Arc<dyn LogStore> = Arc::new(MemoryLog::new());
+        let keyring = Keyring::new(&[3; 32]).unwrap();
+        let archive = Archive::new(Arc::clone(&log), keyring.clone());
+        Self { log, archive, keyring, entries: Vec::new(), versions: Default::default(), keys: Default::default() }
+    }
+
+    /// Each realm has sessions and subjects of its own.
+    fn session(made: &Made) -> Option<SessionId> {
+        made.session.map(|number| session(u128::from(number) + 100 * made.realm as u128))
+    }
+
+    fn proposed(&mut self, made: &Made) -> Proposed {
+        let number = self.entries.len() as u64;
+        let realm = realms()[made.realm].clone();
+        let subject = format!("subject {}", made.subject);
+        let lookup = self.keyring.lookup(&realm, &subject).unwrap();
+        let id = KeyId::new(Uuid::from_u128(7_000 + u128::from(made.subject) + 100 * made.realm as u128));
+        let known = self.keys.contains_key(&(made.realm, made.subject));
+        let (id, key) =
+            self.keys.entry((made.realm, made.subject)).or_insert_with(|| (id, DataKey::generate().unwrap())).clone();
+        let wrapped = self.keyring.wrap(id, &key).unwrap();
+        let row = DataKeyRow { id, lookup: Some(lookup), wrapped, owner: None, held: false };
+        let event = made.client.map(|client| {
+            Event::Created(Box::new(Beginning {
+                subject: Some(subject.into()),
+                kind: Kind::Web,
+                attributes: Attributes::empty(),
+                authentication: None,
+                client: Some(Client { address: Some(address(client)), user_agent: None }),
+                idle_timeout: Seconds(60),
+                absolute_timeout: Seconds(600),
+                token: TokenDigest::new(leaf_hash(b"token")),
+            }))
+        });
+        let part = SealedPart { event, origin: made.origin.map(address), facts: Default::default() };
+        let entry_id = EntryId::new(Uuid::from_u128(u128::from(number) + 1));
+        let sealed = key.seal(entry_id, &part.encode().unwrap()).unwrap();
+        let of = Self::session(made);
+        let version = of.filter(|_| made.makes_version).map(|id| {
+            let newest = self.versions.entry(id).or_default();
+            *newest += 1;
+            Version(*newest)
+        });
+        let leaf = Leaf {
+            action: made.action,
+            actor: Actor { id: format!("actor-{}", made.actor), role: Role::Application },
+            commitment: Some(sealed.commitment),
+            data_key: Some(id),
+            detail: Default::default(),
+            entry_id,
+            format: Format::V1,
+            node: "node-1".into(),
+            outcome: if made.refused { Outcome::Refused } else { Outcome::Success },
+            previous: None,
+            protocol: Protocol::Rest,
+            realm: realm.clone(),
+            request_id: None,
+            session_id: of,
+            time: at(self.entries.iter().map(|(made, _)| made.wait).sum::<u64>() + made.wait),
+            trace_id: None,
+            version,
+        };
+        let opened = SessionChange::Opened { realm, key: id, kind: Kind::Web };
+        let claims = Claims {
+            session: of.zip(version),
+            data_key: Some(if known { DataKeyClaim::Existing(id) } else { DataKeyClaim::New(row) }),
+            index: version.filter(|version| version.0 == 1).map(|_| opened),
+            ..Claims::default()
+        };
+        let bytes = leaf.encode().unwrap();
+        let hash = leaf_hash(&bytes);
+        self.entries.push((made.clone(), leaf.clone()));
+        Proposed { leaf, bytes, hash, sealed: Some(SealedEntry { key: id, bytes: sealed.bytes }), claims }
+    }
+
+    async fn append(&mut self, all: &[Made]) {
+        let entries: Vec<Proposed> = all.iter().map(|made| self.proposed(made)).collect();
+        let batch = sequencer().ordered(&self.log.head().await.unwrap(), entries).unwrap();
+        assert_eq!(self.log.append(&batch).await.unwrap(), Appended::Committed);
+    }
+
+    /// What a filter should find, by reading everything.
+    fn expected(&self, filter: &EntryFilter, subject: Option<u8>) -> Vec<LeafIndex> {
+        let realm = realms().iter().position(|realm| *realm == filter.realm).unwrap();
+        // The index of sessions says whose a session is: its first version does.
+        let owner = |id: SessionId| {
+            let mut of = self.entries.iter().filter(|(_, leaf)| leaf.session_id == Some(id) && leaf.version.is_some());
+            of.next().map(|(made, _)| made.subject)
+        };
+        let fits = |(made, leaf): &(Made, Leaf)| {
+            made.realm == realm
+                && filter.from.is_none_or(|from| leaf.time >= from)
+                && filter.to.is_none_or(|to| leaf.time < to)
+                && filter.session.is_none_or(|id| leaf.session_id == Some(id))
+                && subject.is_none_or(|subject| match (leaf.version, leaf.session_id) {
+                    (Some(_), Some(id)) => owner(id) == Some(subject),
+                    _ => made.subject == subject,
+                })
+                && filter.actor.as_ref().is_none_or(|actor| leaf.actor.id == *actor)
+                && filter.action.is_none_or(|action| leaf.action == action)
+                && filter.outcome.is_none_or(|outcome| leaf.outcome == outcome)
+                && filter.address.is_none_or(|wanted| {
+                    made.origin.map(address) == Some(wanted) || made.client.map(address) == Some(wanted)
+                })
+        };
+        let numbered = (0_u64..).map(LeafIndex).zip(&self.entries);
+        numbered.filter(|(_, entry)| fits(entry)).map(|(index, _)| index).collect()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Asked {
+    realm: usize,
+    session: Option<u8>,
+    subject: Option<u8>,
+    actor: Option<u8>,
+    action: Option<usize>,
+    refused: Option<bool>,
+    address: Option<u8>,
+    from: Option<u64>,
+    to: Option<u64>,
+    limit: usize,
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let option = |most: u8| proptest::option::weighted(0.3, 0..most);
+    let who = (0..2_usize, option(7), option(4), option(4));
+    let what = (proptest::option::weighted(0.3, 0..4_usize), proptest::option::weighted(0.3, any::<bool>()), option(5));
+    let when = (proptest::option::weighted(0.3, 0..60_u64), proptest::option::weighted(0.3, 0..60_u64), 1..9_usize);
+    (who, what, when).prop_map(|(who, what, when)| Asked {
+        realm: who.0,
+        session: who.1,
+        subject: who.2,
+        actor: who.3,
+        action: what.0,
+        refused: what.1,
+        address: what.2,
+        from: when.0,
+        to: when.1,
+        limit: when.2,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Every combination of filters, in both orders, page by page, on a log that grows between the questions.
+    #[test]
+    fn finds_what_a_reading_of_the_whole_log_finds(
+        runs in proptest::collection::vec(proptest::collection::vec(made(), 1..12), 1..6),
+        questions in proptest::collection::vec(asked(), 1..8),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut world = World::new();
+            for (at_run, run) in runs.iter().enumerate() {
+                world.append(run).await;
+                for question in questions.iter().skip(at_run % 2) {
+                    check(&world, question).await;
+                }
+            }
+        });
+    }
+}
+
+async fn check(world: &World, asked: &Asked) {
+    let realm = realms()[asked.realm].clone();
+    let subject = match asked.subject {
+        None => None,
+        Some(number) => match world.archive.subject_key(&realm, &format!("subject {number}")).await.unwrap() {
+            Some(key) => Some(key),
+            None => return,
+        },
+    };
+    let filter = EntryFilter {
+        session: asked.session.map(|number| session(u128::from(number) + 100 * asked.realm as u128)),
+        subject,
+        actor: asked.actor.map(|number| format!("actor-{number}")),
+        action: asked
+            .action
+            .map(|at| [Action::SessionUpdated, Action::AuditRead, Action::SessionRead, Action::KeyRevoked][at]),
+        outcome: asked.refused.map(|refused| if refused { Outcome::Refused } else { Outcome::Success }),
+        address: asked.address.map(address),
+        from: asked.from.map(at),
+        to: asked.to.map(at),
+        ..EntryFilter::all(realm)
+    };
+    let expected = world.expected(&filter, asked.subject);
+    let mut oldest_first = Vec::new();
+    loop {
+        let order = Order::OldestFirst(oldest_first.last().copied());
+        let found = world.archive.search(&filter, order, asked.limit).await.unwrap();
+        assert!(found.indices.len() <= asked.limit);
+        oldest_first.extend(found.indices);
+        if !found.more {
+            break;
+        }
+    }
+    assert_eq!(oldest_first, expected, "{filter:?}");
+    let mut newest_first = Vec::new();
+    loop {
+        let order = Order::NewestFirst(newest_first.last().copied());
+        let found = world.archive.search(&filter, order, asked.limit).await.unwrap();
+        newest_first.extend(found.indices);
+        if !found.more {
+            break;
+        }
+    }
+    newest_first.reverse();
+    assert_eq!(newest_first, expected, "{filter:?}");
+}
+
+fn plain(session: Option<u8>) -> Made {
+    Made {
+        realm: 0,
+        session,
+        makes_version: session.is_some(),
+        subject: 0,
+        actor: 0,
+        action: Action::SessionUpdated,
+        refused: false,
+        origin: Some(1),
+        client: None,
+        wait: 1,
+    }
+}
+
+/// Postings are kept by segments of 65,536 entries: what stands in the first and in the second is found alike.
+#[tokio::test]
+async fn finds_across_segments() {
+    let mut world = World::new();
+    let rare = Made { refused: true, ..plain(None) };
+    world.append(&[rare.clone()]).await;
+    let many = vec![Made { wait: 0, ..plain(None) }; 3_000];
+    // Past the first segment, without sealing 65,536 parts for it: an empty stretch is all that a projection can be.
+    for _ in 0..23 {
+        world.append(&many).await;
+    }
+    world.append(&[rare]).await;
+    let filter = EntryFilter { outcome: Some(Outcome::Refused), ..EntryFilter::all(realms()[0].clone()) };
+    let found = world.archive.search(&filter, Order::NewestFirst(None), 10).await.unwrap();
+    assert_eq!(found.indices, [LeafIndex(69_001), LeafIndex(0)]);
+    let found = world.archive.search(&filter, Order::OldestFirst(Some(LeafIndex(0))), 10).await.unwrap();
+    assert_eq!(found.indices, [LeafIndex(69_001)]);
+    let nothing = EntryFilter { action: Some(Action::KeyRevoked), ..filter };
+    assert!(world.archive.search(&nothing, Order::NewestFirst(None), 10).await.unwrap().indices.is_empty());
+}
+
+/// Two processes that project at the same time do not undo one another's work.
+#[tokio::test]
+async fn two_projectors_share_one_projection() {
+    let mut world = World::new();
+    let second = Archive::new(Arc::clone(&world.log), world.keyring.clone());
+    for _ in 0..5 {
+        world.append(&[plain(None), plain(Some(1))]).await;
+        let size = world.log.head().await.unwrap().size();
+        let (one, other) = tokio::join!(world.archive.projector().catch_up(size), second.projector().catch_up(size));
+        one.unwrap();
+        other.unwrap();
+    }
+    let filter = EntryFilter::all(realms()[0].clone());
+    assert_eq!(second.search(&filter, Order::OldestFirst(None), 50).await.unwrap().indices.len(), 10);
+    assert_eq!(world.log.projection().await.unwrap().size, TreeSize(10));
+}
+
+/// An erased subject's entries are not found by the addresses they named, and do not open; those of others are and do.
+#[tokio::test]
+async fn an_erased_subject_is_not_found_by_its_addresses() {
+    let mut world = World::new();
+    let other = Made { subject: 1, ..plain(None) };
+    world.append(&[plain(None), other, plain(Some(1))]).await;
+    let realm = realms()[0].clone();
+    let key = world.archive.subject_key(&realm, "subject 0").await.unwrap().unwrap();
+    let by_address = EntryFilter { address: Some(address(1)), ..EntryFilter::all(realm.clone()) };
+    let found =
+        async |world: &World| world.archive.search(&by_address, Order::OldestFirst(None), 9).await.unwrap().indices;
+    assert_eq!(found(&world).await, [0, 1, 2].map(LeafIndex));
+
+    world.archive.forget_addresses(&realm, key).await.unwrap();
+    let mut erase = world.proposed(&Made { subject: 1, origin: None, ..plain(None) });
+    erase.claims.subject = Some(SubjectChange::Erased(key));
+    let batch = sequencer().ordered(&world.log.head().await.unwrap(), vec![erase]).unwrap();
+    assert_eq!(world.log.append(&batch).await.unwrap(), Appended::Committed);
+
+    assert_eq!(found(&world).await, [LeafIndex(1)]);
+    assert_eq!(world.archive.subject_key(&realm, "subject 0").await.unwrap(), None);
+    let opened = world.archive.open(&realm, &[0, 1].map(LeafIndex)).await.unwrap();
+    assert!(matches!(opened[0].personal, Personal::Erased));
+    assert!(matches!(&opened[1].personal, Personal::Open(part) if part.origin == Some(address(1))));
+}
+
+/// Version by version, and at a moment between two entries.
+#[tokio::test]
+async fn a_history_shows_the_state_after_each_entry() {
+    let mut world = World::new();
+    let begin = Made { client: Some(2), ..plain(Some(1)) };
+    world.append(&[begin, plain(None)]).await;
+    let realm = realms()[0].clone();
+    let id = session(1);
+    let steps = world.archive.history(&realm, id, Version::NONE, 50).await.unwrap();
+    assert_eq!(steps.len(), 1);
+    assert_eq!(steps[0].state.as_ref().unwrap().version, Version(1));
+    assert!(world.archive.history(&realms()[1], id, Version::NONE, 50).await.unwrap().is_empty(), "another realm");
+    let at_moment = async |moment| world.archive.state_at(&realm, id, moment).await.unwrap();
+    assert!(at_moment(Moment::Time(at(0))).await.is_none());
+    assert_eq!(at_moment(Moment::Time(at(50))).await.unwrap().entry.stored.index, LeafIndex(0));
+    assert!(at_moment(Moment::Version(Version(1))).await.is_some());
+    assert!(at_moment(Moment::Version(Version(2))).await.is_none());
+}
