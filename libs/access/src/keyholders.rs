@@ -30,13 +30,20 @@ impl Keyholder {
     }
 }
 
+impl Keyholder {
+    /// The holder in the first of its roles: for what is recorded of a request that was refused.
+    pub fn actor(&self) -> Option<Actor> {
+        self.roles.first().map(|role| Actor { id: self.id.clone(), role: *role })
+    }
+}
+
 /// Why a credential opens nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Denied {
     /// No key, or no known key, or a revoked one.
     Unknown,
-    /// Too many requests for now.
-    TooMany,
+    /// Too many requests of this holder for now.
+    TooMany(Arc<Keyholder>),
 }
 
 /// Every keyholder, by the digest of the key.
@@ -90,7 +97,7 @@ impl Keyholders {
         // Found by a digest of 256 random bits: what the look-up's time may tell is of no use without the key.
         let holder = self.known.read().get(&digest).cloned().ok_or(Denied::Unknown)?;
         match &holder.limiter {
-            Some(limiter) if limiter.check().is_err() => Err(Denied::TooMany),
+            Some(limiter) if limiter.check().is_err() => Err(Denied::TooMany(holder)),
             Some(_) | None => Ok(holder),
         }
     }

@@ -23,11 +23,14 @@ pub enum Permission {
     EndInBulk,
     /// Read the log, its proofs and its keys.
     ReadLog,
+    /// Erase subjects, and put them under legal hold.
+    KeepSubjects,
 }
 
 impl Permission {
     /// Every permission.
-    pub const ALL: [Self; 4] = [Self::KeepSessions, Self::ReadReceipts, Self::EndInBulk, Self::ReadLog];
+    pub const ALL: [Self; 5] =
+        [Self::KeepSessions, Self::ReadReceipts, Self::EndInBulk, Self::ReadLog, Self::KeepSubjects];
 }
 
 /// Whether a role may do something.
@@ -35,11 +38,11 @@ pub const fn may(role: Role, permission: Permission) -> bool {
     use Permission as P;
     match (role, permission) {
         (Role::Application, P::KeepSessions | P::ReadReceipts) => true,
-        (Role::Auditor, P::ReadLog | P::ReadReceipts) => true,
+        (Role::Auditor, P::ReadLog | P::ReadReceipts | P::KeepSubjects) => true,
         (Role::Operator, P::EndInBulk) => true,
-        (Role::Application, P::EndInBulk | P::ReadLog) => false,
+        (Role::Application, P::EndInBulk | P::ReadLog | P::KeepSubjects) => false,
         (Role::Auditor, P::KeepSessions | P::EndInBulk) => false,
-        (Role::Operator, P::KeepSessions | P::ReadReceipts | P::ReadLog) => false,
+        (Role::Operator, P::KeepSessions | P::ReadReceipts | P::ReadLog | P::KeepSubjects) => false,
         (Role::Node, _) => false,
     }
 }
@@ -56,6 +59,7 @@ mod tests {
         };
         assert_eq!(holders(Permission::KeepSessions), [Role::Application]);
         assert_eq!(holders(Permission::ReadLog), [Role::Auditor]);
+        assert_eq!(holders(Permission::KeepSubjects), [Role::Auditor]);
         assert_eq!(holders(Permission::EndInBulk), [Role::Operator]);
         assert_eq!(holders(Permission::ReadReceipts), [Role::Application, Role::Auditor]);
     }

@@ -1,21 +1,24 @@
 //! The auditor's interface: entries, checkpoints, verifier keys and proofs.
 //!
-//! It is given a [`LogReader`] and a [`ReadRecorder`], nothing that could change a session: an auditor cannot touch one because
-//! there is nothing here to touch it with. Every call is itself an entry of the log, appended before it is answered.
+//! It is given readers, a [`ReadRecorder`] and a [`Custodian`] of what is held on subjects, nothing that could change a session
+//! otherwise: an auditor cannot touch one because there is nothing here to touch it with. Every call is itself an entry of the log, appended before it is answered.
 
 mod documents;
+mod entries;
 mod routes;
+mod subjects;
 
-pub use documents::{
-    ConsistencyDocument, EntriesDocument, EntryDocument, InclusionDocument, KeyDocument, KeysDocument,
-};
+pub use documents::*;
+pub use entries::*;
 pub use routes::*;
+pub use subjects::*;
 
 use std::sync::Arc;
 
 use api_http::{Gate, Problem};
 use async_trait::async_trait;
 use audit_log::LogReader;
+use audit_search::Archive;
 use session_model::Detail;
 use session_service::Caller;
 
@@ -23,7 +26,24 @@ use session_service::Caller;
 #[async_trait]
 pub trait ReadRecorder: Send + Sync + 'static {
     /// Returns once the entry is durable; on failure the read must not be answered.
-    async fn record(&self, caller: &Caller, detail: Detail) -> Result<(), Problem>;
+    /// `purpose` is given where personal data is shown; it is sealed.
+    async fn record(&self, caller: &Caller, detail: Detail, purpose: Option<&str>) -> Result<(), Problem>;
+}
+
+/// Keeps, and destroys, what is held on subjects. Each call is an entry.
+#[async_trait]
+pub trait Custodian: Send + Sync + 'static {
+    /// Erases a subject.
+    async fn erase(&self, caller: &Caller, subject: &str) -> Result<ErasureDocument, Problem>;
+
+    /// Puts a subject under legal hold (`true`), or releases it.
+    async fn hold(
+        &self,
+        caller: &Caller,
+        subject: &str,
+        held: bool,
+        reason: Option<String>,
+    ) -> Result<HoldDocument, Problem>;
 }
 
 /// A verifier key and the period it signs in.
@@ -38,6 +58,10 @@ pub struct PublishedKey {
 pub struct AuditApi {
     /// Reads the log.
     pub log: Arc<dyn LogReader>,
+    /// Finds and opens entries.
+    pub archive: Archive,
+    /// Keeps what is held on subjects.
+    pub custodian: Arc<dyn Custodian>,
     /// Records each reading.
     pub recorder: Arc<dyn ReadRecorder>,
     /// Lets auditors in.

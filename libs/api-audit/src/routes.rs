@@ -3,20 +3,20 @@
 use access::Permission;
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
-use api_http::{Cursor, Problem, ProblemCode, ProblemDocument, answer, query};
-use audit_log::{LogReader, ReadError, StoredEntry};
+use api_http::{Problem, ProblemCode, ProblemDocument, answer, query};
+use audit_log::LogReader;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use merkle_log::{Plan, leaf_hash};
+use merkle_log::Plan;
 use serde::Serialize;
-use session_model::{Detail, Digest, Leaf, LeafIndex, RealmName, SessionId, TreeSize, Version};
+use session_model::{Detail, Digest, LeafIndex, TreeSize};
 use session_service::Caller;
-use tracing::{error, warn};
+use tracing::error;
 
 use crate::AuditApi;
-use crate::documents::{
-    ConsistencyDocument, EntriesDocument, EntryDocument, InclusionDocument, KeyDocument, KeysDocument,
-};
+use crate::documents::{ConsistencyDocument, InclusionDocument, KeyDocument, KeysDocument};
+use crate::entries::{get_entry, list_entries, read_problem, session_history};
+use crate::subjects::{erase_subject, export_subject, hold_subject, release_subject};
 
 /// Adds the auditor's routes.
 pub fn configure(config: &mut web::ServiceConfig) {
@@ -24,6 +24,27 @@ pub fn configure(config: &mut web::ServiceConfig) {
     config
         .service(web::resource("/v1/audit/entries").route(web::get().to(list_entries)).default_service(only_get()))
         .service(web::resource("/v1/audit/entries/{index}").route(web::get().to(get_entry)).default_service(only_get()))
+        .service(
+            web::resource("/v1/audit/sessions/{id}/history")
+                .route(web::get().to(session_history))
+                .default_service(only_get()),
+        )
+        .service(
+            web::resource("/v1/audit/subjects/{subject}/erasure")
+                .route(web::post().to(erase_subject))
+                .default_service(web::route().to(|r| wrong_method(r, "POST"))),
+        )
+        .service(
+            web::resource("/v1/audit/subjects/{subject}/legal-hold")
+                .route(web::put().to(hold_subject))
+                .route(web::delete().to(release_subject))
+                .default_service(web::route().to(|r| wrong_method(r, "PUT, DELETE"))),
+        )
+        .service(
+            web::resource("/v1/audit/subjects/{subject}/export")
+                .route(web::get().to(export_subject))
+                .default_service(only_get()),
+        )
         .service(web::resource("/v1/audit/checkpoint").route(web::get().to(get_checkpoint)).default_service(only_get()))
         .service(web::resource("/v1/audit/keys").route(web::get().to(get_keys)).default_service(only_get()))
         .service(
@@ -39,210 +60,46 @@ pub fn configure(config: &mut web::ServiceConfig) {
 }
 
 async fn only_get(request: HttpRequest) -> HttpResponse {
-    let problem = Problem::new(ProblemCode::MethodNotAllowed, "GET only").with(header::ALLOW, "GET");
+    wrong_method(request, "GET").await
+}
+
+async fn wrong_method(request: HttpRequest, allow: &'static str) -> HttpResponse {
+    let problem = Problem::new(ProblemCode::MethodNotAllowed, format!("one of {allow}")).with(header::ALLOW, allow);
     answer(&request, Err(problem))
 }
 
 /// Lets an auditor in, and records what is about to be read before anything is.
-async fn admit(api: &AuditApi, request: &HttpRequest, detail: Detail) -> Result<Caller, Problem> {
+pub(crate) async fn admit(api: &AuditApi, request: &HttpRequest, detail: Detail) -> Result<Caller, Problem> {
     let caller = api.gate.admit(request, Permission::ReadLog)?.caller;
-    let route = request.match_pattern().unwrap_or_default();
-    let mut what = detail;
-    what.insert("route".to_owned(), route);
-    api.recorder.record(&caller, what).await?;
+    record(api, request, &caller, detail, None).await?;
     Ok(caller)
 }
 
-fn fact(name: &str, value: impl ToString) -> Detail {
+/// Records a reading, with its purpose if personal data is shown.
+pub(crate) async fn record(
+    api: &AuditApi,
+    request: &HttpRequest,
+    caller: &Caller,
+    mut detail: Detail,
+    purpose: Option<&str>,
+) -> Result<(), Problem> {
+    detail.insert("route".to_owned(), request.match_pattern().unwrap_or_default());
+    if purpose.is_some() {
+        detail.insert("revealed".to_owned(), "true".to_owned());
+    }
+    api.recorder.record(caller, detail, purpose).await
+}
+
+pub(crate) fn fact(name: &str, value: impl ToString) -> Detail {
     [(name.to_owned(), value.to_string())].into()
 }
 
-fn json(document: &impl Serialize) -> Result<HttpResponse, Problem> {
+pub(crate) fn json(document: &impl Serialize) -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(document))
 }
 
-/// Entries of the realm, newest first; of one session if asked.
-#[utoipa::path(
-    get,
-    path = "/v1/audit/entries",
-    tag = "Audit",
-    operation_id = "listEntries",
-    security(("api_key" = [])),
-    params(
-        ("session" = Option<String>, Query, format = "uuid", description = "Entries of this session only"),
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "Entries a page; default 50"),
-        ("cursor" = Option<String>, Query, min_length = 1, description = "next_cursor of the page before"),
-    ),
-    responses(
-        (status = 200, body = EntriesDocument, description = "A page"),
-        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 429"),
-        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable"),
-    )
-)]
-pub async fn list_entries(api: web::Data<AuditApi>, request: HttpRequest) -> HttpResponse {
-    let outcome = async {
-        let [session, limit, cursor] = query(&request, ["session", "limit", "cursor"])?;
-        let detail = session.as_ref().map(|session| fact("session", plain_id(session))).unwrap_or_default();
-        let caller = admit(&api, &request, detail).await?;
-        let limit = page_limit(limit)?;
-        let before = match cursor.as_deref().map(Cursor::decode) {
-            None => None,
-            Some(Some(Cursor::Entry(index))) => Some(index),
-            Some(Some(Cursor::Session(_)) | None) => {
-                return Err(Problem::malformed("#query/cursor", "is not a cursor of this list"));
-            }
-        };
-        let (items, next) = match session {
-            Some(session) => {
-                let id: SessionId =
-                    session.parse().map_err(|_| Problem::malformed("#query/session", "must be a session id"))?;
-                of_session(&*api.log, &caller.realm, id, before, limit).await?
-            }
-            None => of_realm(&*api.log, &caller.realm, before, limit).await?,
-        };
-        let next_cursor = next.map(|index| Cursor::Entry(index).encode());
-        let link = next_cursor.as_ref().map(|cursor| next_link(&request, cursor, limit));
-        let mut response = json(&EntriesDocument { items, next_cursor })?;
-        if let Some(Ok(link)) = link.map(header::HeaderValue::try_from) {
-            response.headers_mut().insert(header::LINK, link);
-        }
-        Ok(response)
-    };
-    answer(&request, outcome.await)
-}
-
-/// Only an id is a fact for the leaf: whatever else somebody asks for may be personal data.
-fn plain_id(text: &str) -> String {
-    text.parse::<SessionId>().map_or_else(|_| "malformed".to_owned(), |id| id.to_string())
-}
-
-fn next_link(request: &HttpRequest, cursor: &str, limit: usize) -> String {
-    let session = query(request, ["session", "limit", "cursor"]).ok().and_then(|[session, ..]| session);
-    let session = session.map(|session| format!("&session={}", plain_id(&session))).unwrap_or_default();
-    format!("<{}?limit={limit}&cursor={cursor}{session}>; rel=\"next\"", request.path())
-}
-
-fn page_limit(given: Option<String>) -> Result<usize, Problem> {
-    match given.as_deref().map(str::parse::<usize>) {
-        None => Ok(50),
-        Some(Ok(limit @ 1..=500)) => Ok(limit),
-        Some(Ok(_) | Err(_)) => Err(Problem::malformed("#query/limit", "must be from 1 to 500")),
-    }
-}
-
-async fn of_session(
-    log: &dyn LogReader,
-    realm: &RealmName,
-    id: SessionId,
-    before: Option<u64>,
-    limit: usize,
-) -> Result<(Vec<EntryDocument>, Option<u64>), Problem> {
-    const PAGE: usize = 4_096;
-    let mut places = Vec::new();
-    loop {
-        let after = places.last().map_or(Version::NONE, |(version, _)| *version);
-        let page = log.session_entries(id, after, PAGE).await.map_err(read_problem)?;
-        let last = page.len() < PAGE;
-        places.extend(page);
-        if last {
-            break;
-        }
-    }
-    let older = places.iter().rev().map(|(_, index)| *index).filter(|index| before.is_none_or(|b| index.0 < b));
-    let mut wanted: Vec<LeafIndex> = older.take(limit + 1).collect();
-    let more = wanted.len() > limit;
-    wanted.truncate(limit);
-    let stored = log.entries(&wanted).await.map_err(read_problem)?;
-    let items = documents(stored.into_iter().flatten(), realm)?;
-    let next = wanted.last().map(|index| index.0).filter(|_| more);
-    Ok((items, next))
-}
-
-/// Walks the log backwards; stops when the page is full, or after a bounded stretch of other realms' entries.
-async fn of_realm(
-    log: &dyn LogReader,
-    realm: &RealmName,
-    before: Option<u64>,
-    limit: usize,
-) -> Result<(Vec<EntryDocument>, Option<u64>), Problem> {
-    const STRETCH: u64 = 10_000;
-    let size = log.head().await.map_err(read_problem)?.size().0;
-    let mut end = before.unwrap_or(size).min(size);
-    let floor = end.saturating_sub(STRETCH);
-    let mut items = Vec::new();
-    while items.len() < limit && end > floor {
-        let start = end.saturating_sub(limit as u64).max(floor);
-        let wanted: Vec<LeafIndex> = (start..end).rev().map(LeafIndex).collect();
-        let stored = log.entries(&wanted).await.map_err(read_problem)?;
-        items.extend(documents(stored.into_iter().flatten(), realm)?);
-        end = start;
-    }
-    items.truncate(limit);
-    let reached = if items.len() == limit { items.last().map_or(end, |item| item.index) } else { end };
-    Ok((items, (reached > 0).then_some(reached)))
-}
-
-fn documents(stored: impl Iterator<Item = StoredEntry>, realm: &RealmName) -> Result<Vec<EntryDocument>, Problem> {
-    stored.filter_map(|entry| document(entry, realm).transpose()).collect()
-}
-
-/// `None` if the entry is another realm's.
-fn document(stored: StoredEntry, realm: &RealmName) -> Result<Option<EntryDocument>, Problem> {
-    let broken = |_| {
-        error!(index = %stored.index, "an entry of the log is not a leaf");
-        Problem::new(ProblemCode::Internal, format!("entry {} is not a leaf: the log was damaged", stored.index))
-    };
-    let leaf = Leaf::decode(&stored.leaf).map_err(|failure| broken(failure.to_string()))?;
-    if leaf.realm != *realm {
-        return Ok(None);
-    }
-    Ok(Some(EntryDocument {
-        index: stored.index.0,
-        leaf_hash: leaf_hash(&stored.leaf).to_string(),
-        leaf: STANDARD.encode(&stored.leaf),
-        entry: serde_json::from_slice(&stored.leaf).map_err(|failure| broken(failure.to_string()))?,
-        tree_size: stored.tree_size.0,
-    }))
-}
-
-fn read_problem(failure: ReadError) -> Problem {
-    warn!(failure = &failure as &dyn std::error::Error, "the log cannot be read for an auditor");
-    match failure {
-        ReadError::Unavailable(_) => Problem::new(ProblemCode::LogUnavailable, "try again shortly"),
-        ReadError::Corrupt(_) => Problem::new(ProblemCode::Internal, "the log holds something it cannot have written"),
-    }
-}
-
-fn nothing_there(what: &str) -> Problem {
+pub(crate) fn nothing_there(what: &str) -> Problem {
     Problem::new(ProblemCode::NotFound, what)
-}
-
-/// One entry.
-#[utoipa::path(
-    get,
-    path = "/v1/audit/entries/{index}",
-    tag = "Audit",
-    operation_id = "getEntry",
-    security(("api_key" = [])),
-    params(("index" = u64, Path, description = "Leaf index")),
-    responses(
-        (status = 200, body = EntryDocument, description = "The entry"),
-        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 429"),
-        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable"),
-    )
-)]
-pub async fn get_entry(api: web::Data<AuditApi>, request: HttpRequest) -> HttpResponse {
-    let outcome = async {
-        let index: Option<u64> = request.match_info().get("index").and_then(|index| index.parse().ok());
-        let detail = fact("index", index.map_or_else(|| "malformed".to_owned(), |index| index.to_string()));
-        let [] = query(&request, [])?;
-        let caller = admit(&api, &request, detail).await?;
-        let absent = || nothing_there("the realm has no entry at this index");
-        let stored = api.log.entries(&[LeafIndex(index.ok_or_else(absent)?)]).await.map_err(read_problem)?;
-        let entry = stored.into_iter().next().flatten().ok_or_else(absent)?;
-        json(&document(entry, &caller.realm)?.ok_or_else(absent)?)
-    };
-    answer(&request, outcome.await)
 }
 
 /// The newest signed checkpoint, as C2SP tlog-checkpoint text.

@@ -27,6 +27,8 @@ pub enum ProblemCode {
     SessionEnded,
     VersionConflict,
     LimitReached,
+    NothingHeld,
+    LegalHold,
     IdempotencyKeyReused,
     IdempotencyInFlight,
     BodyTooLarge,
@@ -42,7 +44,7 @@ pub enum ProblemCode {
 
 impl ProblemCode {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::ValidationFailed,
@@ -54,6 +56,8 @@ impl ProblemCode {
         Self::SessionEnded,
         Self::VersionConflict,
         Self::LimitReached,
+        Self::NothingHeld,
+        Self::LegalHold,
         Self::IdempotencyKeyReused,
         Self::IdempotencyInFlight,
         Self::BodyTooLarge,
@@ -81,6 +85,8 @@ impl ProblemCode {
             Self::SessionEnded => "session_ended",
             Self::VersionConflict => "version_conflict",
             Self::LimitReached => "limit_reached",
+            Self::NothingHeld => "nothing_held",
+            Self::LegalHold => "legal_hold",
             Self::IdempotencyKeyReused => "idempotency_key_reused",
             Self::IdempotencyInFlight => "idempotency_in_flight",
             Self::BodyTooLarge => "body_too_large",
@@ -109,6 +115,8 @@ impl ProblemCode {
             Self::SessionEnded => "The session has ended",
             Self::VersionConflict => "The session is at another version",
             Self::LimitReached => "The subject has as many open sessions as it may",
+            Self::NothingHeld => "Nothing is held on the subject",
+            Self::LegalHold => "The subject is under legal hold, so nothing was erased",
             Self::IdempotencyKeyReused => "The idempotency key was used with another request",
             Self::IdempotencyInFlight => "A request with this idempotency key is still under way",
             Self::BodyTooLarge => "The body is too large",
@@ -130,9 +138,11 @@ impl ProblemCode {
             Self::ValidationFailed | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::CredentialRequired => StatusCode::UNAUTHORIZED,
             Self::NotAllowed => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::SessionNotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::SessionNotFound | Self::NothingHeld => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::SessionEnded | Self::LimitReached | Self::IdempotencyInFlight => StatusCode::CONFLICT,
+            Self::SessionEnded | Self::LimitReached | Self::LegalHold | Self::IdempotencyInFlight => {
+                StatusCode::CONFLICT
+            }
             Self::VersionConflict => StatusCode::PRECONDITION_FAILED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -280,6 +290,10 @@ impl From<ServiceError> for Problem {
             ServiceError::LimitReached { cap } => {
                 Self::new(C::LimitReached, format!("the subject has {cap} open sessions, as many as the realm allows"))
             }
+            ServiceError::NothingHeld => {
+                Self::new(C::NothingHeld, "the realm holds nothing of this kind on the subject")
+            }
+            ServiceError::LegalHold => Self::new(C::LegalHold, "release the hold first"),
             ServiceError::IdempotencyMismatch => {
                 Self::new(C::IdempotencyKeyReused, "use a new key for another request")
             }

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use access::{Denied, Keyholders, Permission};
+use access::{Denied, Keyholder, Keyholders, Permission};
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{HttpMessage, HttpRequest};
 use sealing::{Ids, sha256};
-use session_model::{LeafIndex, Protocol};
+use session_model::{Actor, LeafIndex, Protocol, RealmName};
 use session_service::{Caller, Idempotency};
 
 use crate::problem::{Problem, ProblemCode};
@@ -74,14 +74,27 @@ fn given_trace(value: &str) -> Option<&str> {
     (good && trace.bytes().any(|b| b != b'0') && span.bytes().any(|b| b != b'0')).then_some(trace)
 }
 
-/// Counts refusals at the gate, by reason.
-pub type GateCounter = Arc<dyn Fn(&'static str) + Send + Sync>;
+/// A request that was not let in.
+#[derive(Debug)]
+pub struct RefusedRequest<'a> {
+    /// `credential`, `rate` or `role`.
+    pub reason: &'static str,
+    /// Who asked, if the credential is known.
+    pub holder: Option<(&'a RealmName, Actor)>,
+    /// The route, as a pattern: never what a client wrote.
+    pub route: &'a str,
+    /// Where it came from.
+    pub origin: Option<IpAddr>,
+}
+
+/// Told of every refusal at the gate.
+pub type GateKeeper = Arc<dyn Fn(&RefusedRequest<'_>) + Send + Sync>;
 
 /// Lets requests in.
 #[derive(Clone)]
 pub struct Gate {
     holders: Arc<Keyholders>,
-    refused: GateCounter,
+    refused: GateKeeper,
 }
 
 impl std::fmt::Debug for Gate {
@@ -92,7 +105,7 @@ impl std::fmt::Debug for Gate {
 
 impl Gate {
     /// A gate for these keyholders.
-    pub fn new(holders: Arc<Keyholders>, refused: GateCounter) -> Self {
+    pub fn new(holders: Arc<Keyholders>, refused: GateKeeper) -> Self {
         Self { holders, refused }
     }
 
@@ -105,20 +118,20 @@ impl Gate {
         let holder = match self.holders.authenticate(bearer(request.headers())) {
             Ok(holder) => holder,
             Err(Denied::Unknown) => {
-                (self.refused)("credential");
+                self.refuse(request, "credential", None);
                 return Err(Problem::new(
                     ProblemCode::CredentialRequired,
                     "send Authorization: Bearer with an API key",
                 )
                 .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\""));
             }
-            Err(Denied::TooMany) => {
-                (self.refused)("rate");
+            Err(Denied::TooMany(holder)) => {
+                self.refuse(request, "rate", Some(&holder));
                 return Err(Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key"));
             }
         };
         let Some(actor) = holder.acting(permission) else {
-            (self.refused)("role");
+            self.refuse(request, "role", Some(&holder));
             return Err(Problem::new(ProblemCode::NotAllowed, "the credential's roles do not include this"));
         };
         let min_index = match request.headers().get("counterfoil-min-index") {
@@ -140,6 +153,17 @@ impl Gate {
                 min_index,
             },
         })
+    }
+}
+
+impl Gate {
+    fn refuse(&self, request: &HttpRequest, reason: &'static str, holder: Option<&Keyholder>) {
+        (self.refused)(&RefusedRequest {
+            reason,
+            holder: holder.and_then(|holder| Some((&holder.realm, holder.actor()?))),
+            route: request.match_pattern().as_deref().unwrap_or("unmatched"),
+            origin: request.peer_addr().map(|peer| plain(peer.ip())),
+        });
     }
 }
 

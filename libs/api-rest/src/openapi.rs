@@ -29,6 +29,11 @@ use crate::sessions;
         sessions::receipt,
         api_audit::list_entries,
         api_audit::get_entry,
+        api_audit::session_history,
+        api_audit::erase_subject,
+        api_audit::hold_subject,
+        api_audit::release_subject,
+        api_audit::export_subject,
         api_audit::get_checkpoint,
         api_audit::get_keys,
         api_audit::prove_inclusion,
@@ -83,7 +88,7 @@ fn meaning(code: &str) -> &'static str {
         "404" => "The realm has nothing of that name",
         "405" => "The path has other methods; see Allow",
         "409" => {
-            "It contradicts what is there: the session has ended, a cap is reached, or the first request is still under way"
+            "It contradicts what is there: the session has ended, a cap is reached, a hold is in force, or the first request is still under way"
         }
         "412" => "The session has another version",
         "413" => "The body is too large",

@@ -1,6 +1,6 @@
 //! The log as auditors see it: found by filters, opened on demand.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use audit_log::{LogStore, ReadError, SEGMENT, SessionFilter, StoredEntry, Term};
@@ -117,6 +117,17 @@ impl Archive {
         let lookup = self.keyring.lookup(realm, subject)?;
         let found = self.log.data_keys_by_lookup(&[lookup]).await?;
         Ok(found.into_iter().flatten().next().map(|row| row.id))
+    }
+
+    /// Every data key that seals what is held on the subject with this one: its own, and those of its sessions before it had
+    /// logged in.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub async fn keys_of_subject(&self, key: KeyId) -> Result<HashSet<KeyId>, SearchError> {
+        let mut keys: HashSet<KeyId> = self.log.data_keys_owned_by(key).await?.into_iter().collect();
+        keys.insert(key);
+        Ok(keys)
     }
 
     /// Entries that fit, at most `limit`. Everything that was in the log when it was asked is considered.

@@ -113,7 +113,7 @@ pub enum Role {
 }
 
 /// Who asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Actor {
     /// Id of the credential, or name of the node.
     pub id: String,

@@ -156,6 +156,9 @@ impl SessionService {
                 Err(NotAppended::Refused(Refusal::IdempotencyKeyUsed)) => {
                     return self.replay_now(caller, idempotency).await;
                 }
+                Err(foreign @ NotAppended::Refused(Refusal::LegalHold | Refusal::SubjectBusy)) => {
+                    return Err(foreign.into_error());
+                }
                 Err(NotAppended::Other(failure)) => return Err(failure),
             }
             in_time(deadline)?;

@@ -160,9 +160,22 @@ impl DataKeys {
     /// Forgets a key that the log says does not exist, or exists with another value.
     pub(crate) fn forget(&self, found: &Found, realm: &RealmName, subject: Option<&str>) {
         self.by_id.invalidate(&found.id());
-        if let Some(Ok(lookup)) = subject.map(|subject| self.keyring.lookup(realm, subject)) {
+        if let Some(subject) = subject {
+            self.forget_lookup(realm, subject);
+        }
+    }
+
+    /// Forgets under what a subject's key is found.
+    pub(crate) fn forget_lookup(&self, realm: &RealmName, subject: &str) {
+        if let Ok(lookup) = self.keyring.lookup(realm, subject) {
             self.by_lookup.invalidate(&lookup);
         }
+    }
+
+    /// Forgets a subject that was erased. Other processes do so when they next need the key, or after minutes.
+    pub(crate) fn forget_subject(&self, id: KeyId, realm: &RealmName, subject: &str) {
+        self.by_id.invalidate(&id);
+        self.forget_lookup(realm, subject);
     }
 
     /// Ends the loader. Look-ups fail from now on.

@@ -34,6 +34,12 @@ pub enum ServiceError {
         /// How many that is.
         cap: u32,
     },
+    /// The realm holds nothing on the subject, or no hold to release.
+    #[error("nothing is held on the subject")]
+    NothingHeld,
+    /// The subject is under legal hold: it is not erased.
+    #[error("the subject is under legal hold")]
+    LegalHold,
     /// The idempotency key was used with another request.
     #[error("the idempotency key was used with another request")]
     IdempotencyMismatch,

@@ -11,6 +11,7 @@
 
 mod change;
 mod clock;
+mod custody;
 mod data_keys;
 mod error;
 mod failures;
@@ -24,6 +25,7 @@ mod service;
 mod turnstile;
 
 pub use clock::{Clock, LogClock};
+pub use custody::Erased;
 pub use error::{ServiceError, Unavailable};
 pub use follower::{Follower, FollowerStatus, RebuildState};
 pub use reaper::Reaper;

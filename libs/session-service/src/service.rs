@@ -211,7 +211,7 @@ pub struct Record {
 
 /// The subject under whose data key each realm seals what belongs to no subject. No subject can have this name: the
 /// character is not XML.
-const HOUSE: &str = "\u{0}house";
+pub(crate) const HOUSE: &str = "\u{0}house";
 
 /// Every operation on sessions.
 pub struct SessionService {
@@ -388,6 +388,9 @@ impl SessionService {
                     return self.replay_now(caller, idempotency).await;
                 }
                 Err(NotAppended::Refused(Refusal::Version)) => {}
+                Err(foreign @ NotAppended::Refused(Refusal::LegalHold | Refusal::SubjectBusy)) => {
+                    return Err(foreign.into_error());
+                }
                 Err(NotAppended::Other(failure)) => return Err(failure),
             }
             in_time(deadline)?;

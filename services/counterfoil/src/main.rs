@@ -4,6 +4,7 @@ mod anchor;
 mod backends;
 mod cli;
 mod config;
+mod evidence;
 mod key_commands;
 mod key_files;
 mod management;

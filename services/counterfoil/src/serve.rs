@@ -12,15 +12,13 @@ use std::time::Duration;
 use access::{ApiKey, Keyholders};
 use actix_web::dev::{Server, Service as _};
 use actix_web::{App, HttpServer, web};
-use api_audit::{AuditApi, PublishedKey, ReadRecorder};
-use api_http::{Gate, Problem};
+use api_audit::{AuditApi, PublishedKey};
+use api_http::{Gate, GateKeeper};
 use api_rest::{Observed, RestApi};
-use async_trait::async_trait;
 use audit_log::{GroupCommitConfig, LogIdentity, LogReader, LogStore};
-use session_model::{Action, Detail, Outcome, Policy, RealmName, Role, Timestamp};
-use session_service::{
-    Caller, Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, ServiceError, SessionService,
-};
+use audit_search::Archive;
+use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
+use session_service::{Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, SessionService};
 use session_view::SessionView;
 use telemetry::Metrics;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,6 +28,7 @@ use tracing::{error, info, warn};
 use crate::anchor::Anchor;
 use crate::backends::{open_log, open_view};
 use crate::config::{Config, LogFormat};
+use crate::evidence::{Keeper, Recorder, RefusalLedger, gather, project};
 use crate::key_commands::credential;
 use crate::key_files::KeyFiles;
 use crate::management::{self, Health};
@@ -137,7 +136,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let vkey = core.keys.log_key.verifier().to_string();
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
+    let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
+    let ledger = Arc::new(RefusalLedger::new(Arc::clone(&service), first_realm.clone()));
 
     let minted = bootstrap(&config, &service, &*log).await?;
     let holders = Arc::new(Keyholders::new(rates));
@@ -149,6 +150,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let follower = Arc::new(Follower::start(Arc::clone(&service)));
     let reaper = Reaper::start(Arc::clone(&service));
     let stopping = Arc::new(AtomicBool::new(false));
+    let projecting = tokio::spawn(project(archive.clone(), Arc::clone(&log)));
+    let gathering = tokio::spawn(gather(Arc::clone(&ledger)));
     let refresher = tokio::spawn(refresh(Arc::clone(&holders), Arc::clone(&log)));
     let keeper =
         tokio::spawn(keep_anchor(anchor.clone(), Arc::clone(&log), Duration::from_secs(config.anchor.interval_s)));
@@ -161,7 +164,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         stopping: Arc::clone(&stopping),
     };
     health.show();
-    let api = Interfaces::new(&config, &service, &log, &holders, &metrics, origin, vkey)?;
+    let evidence = Evidence { archive, ledger: Arc::clone(&ledger) };
+    let api = Interfaces::new(&config, &service, &log, &holders, &metrics, evidence, origin, vkey)?;
     let (main, main_address) = api.listen(&config)?;
     let (management, management_address) = listen_management(&config, health)?;
     announce(&main_address, &management_address, &minted)?;
@@ -178,6 +182,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     ended("the server", main.await);
     reaper.close().await;
     follower.close().await;
+    gathering.abort();
+    ledger.flush().await;
     let stopped = event(Action::ServiceStopped, []);
     if let Err(failure) = service.record(&service.node_caller(&first_realm), stopped).await {
         error!(%failure, "the end of the service could not be recorded");
@@ -187,6 +193,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         error!("the log did not take what was waiting in time");
     }
     refresher.abort();
+    projecting.abort();
     keeper.abort();
     if let Some(checkpoint) = log.head().await.ok().and_then(|head| head.checkpoint)
         && let Err(failure) = anchor.keep(&checkpoint)
@@ -313,21 +320,10 @@ fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
     out.flush()
 }
 
-/// Records every reading of the log through the service.
-struct Recorder(Arc<SessionService>);
-
-#[async_trait]
-impl ReadRecorder for Recorder {
-    async fn record(&self, caller: &Caller, detail: Detail) -> Result<(), Problem> {
-        let record = Record {
-            action: Action::AuditRead,
-            outcome: Outcome::Success,
-            detail,
-            facts: Default::default(),
-            credential: None,
-        };
-        self.0.record(caller, record).await.map(drop).map_err(|failure: ServiceError| failure.into())
-    }
+/// What the interfaces of auditors are made of.
+struct Evidence {
+    archive: Archive,
+    ledger: Arc<RefusalLedger>,
 }
 
 /// The interfaces on the main port.
@@ -340,17 +336,24 @@ struct Interfaces {
 }
 
 impl Interfaces {
+    #[expect(clippy::too_many_arguments, reason = "the parts of the composition root, used in one place")]
     fn new(
         config: &Config,
         service: &Arc<SessionService>,
         log: &Arc<dyn LogStore>,
         holders: &Arc<Keyholders>,
         metrics: &Arc<Metrics>,
+        evidence: Evidence,
         origin: Arc<str>,
         vkey: String,
     ) -> Result<Self, Failure> {
         let counter = Arc::clone(metrics);
-        let gate = Gate::new(Arc::clone(holders), Arc::new(move |reason| counter.refused(reason)));
+        let Evidence { archive, ledger } = evidence;
+        let keeper: GateKeeper = Arc::new(move |refused| {
+            counter.refused(refused.reason);
+            ledger.note(refused);
+        });
+        let gate = Gate::new(Arc::clone(holders), keeper);
         let counter = Arc::clone(metrics);
         let observer = Arc::new(move |observed: Observed<'_>| match observed {
             Observed::Created => counter.session_created(),
@@ -363,11 +366,13 @@ impl Interfaces {
             service: Arc::clone(service),
             gate: gate.clone(),
             observer,
-            origin,
+            origin: Arc::clone(&origin),
             max_body: config.server.max_body_bytes,
         };
         let audit = AuditApi {
             log: Arc::clone(log) as Arc<dyn LogReader>,
+            custodian: Arc::new(Keeper { service: Arc::clone(service), archive: archive.clone(), origin }),
+            archive,
             recorder: Arc::new(Recorder(Arc::clone(service))),
             gate,
             keys: Arc::new(vec![PublishedKey { vkey }]),

@@ -19,12 +19,17 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "session-model"]),
     ("session-view-redis", &["session-view", "session-model"]),
+    // What auditors search with.
+    ("audit-search", &["audit-log", "merkle-log", "sealing", "session-model"]),
     // The service and who may ask it.
     ("session-service", &["audit-log", "merkle-log", "sealing", "session-model", "session-view"]),
     ("access", &["audit-log", "sealing", "session-model"]),
     // Mouths.
     ("api-http", &["access", "sealing", "session-model", "session-service"]),
-    ("api-audit", &["access", "api-http", "audit-log", "merkle-log", "session-model", "session-service"]),
+    (
+        "api-audit",
+        &["access", "api-http", "audit-log", "audit-search", "merkle-log", "session-model", "session-service"],
+    ),
     ("api-rest", &["access", "api-audit", "api-http", "audit-log", "sealing", "session-model", "session-service"]),
     ("telemetry", &[]),
     // The offline verifier shares only pure crates with the server.

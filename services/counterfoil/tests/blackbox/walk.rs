@@ -58,9 +58,14 @@ fn a_session_from_beginning_to_end_and_its_receipt_verified_offline() {
 
 #[test]
 fn roles_are_separate_on_every_route() {
-    let home = Home::new();
+    let home = Home::new().with("REALMS__default__PROFILE", "default").with("REALMS__other__PROFILE", "default");
+    let (code, said) = home.run(&["key", "create", "--realm", "other", "--role", "auditor", "--output", "json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let foreign = serde_json::from_str::<serde_json::Value>(&said).unwrap()["key"].as_str().unwrap().to_owned();
     let program = home.start();
-    let id = program.app("POST", "/v1/sessions", Some(json!({}))).json()["id"].as_str().unwrap().to_owned();
+    let begun = program.app("POST", "/v1/sessions", Some(json!({"subject": "a"}))).json();
+    let id = begun["id"].as_str().unwrap().to_owned();
+    let index = &begun["receipt"]["index"];
     let sessions = [
         ("POST", "/v1/sessions".to_owned(), Some(json!({}))),
         ("POST", "/v1/sessions/validate".to_owned(), Some(json!({"token": "x"}))),
@@ -73,8 +78,21 @@ fn roles_are_separate_on_every_route() {
         ("DELETE", "/v1/subjects/a/sessions".to_owned(), None),
         ("DELETE", format!("/v1/sessions/{id}"), None),
     ];
-    let audit = ["entries", "entries/0", "checkpoint", "keys", "proofs/inclusion?index=0", "proofs/consistency?from=1"];
-    let audit = audit.map(|path| ("GET", format!("/v1/audit/{path}"), None));
+    let audit = [
+        "entries".to_owned(),
+        format!("entries/{index}"),
+        format!("sessions/{id}/history"),
+        "subjects/a/export?purpose=x".to_owned(),
+        "checkpoint".to_owned(),
+        "keys".to_owned(),
+        "proofs/inclusion?index=0".to_owned(),
+        "proofs/consistency?from=1".to_owned(),
+    ];
+    let mut audit: Vec<_> = audit.into_iter().map(|path| ("GET", format!("/v1/audit/{path}"), None)).collect();
+    let hold = "/v1/audit/subjects/a/legal-hold".to_owned();
+    audit.push(("PUT", hold.clone(), Some(json!({"reason": "x"}))));
+    audit.push(("DELETE", hold, None));
+    audit.push(("POST", "/v1/audit/subjects/a/erasure".to_owned(), None));
     let bulk = [("DELETE", "/v1/sessions?confirm=true".to_owned(), None)];
     let receipts = [("GET", "/v1/receipts/0".to_owned(), None)];
     let table: [(&[_], &[&str]); 4] =
@@ -89,6 +107,24 @@ fn roles_are_separate_on_every_route() {
             assert_eq!(program.json("cfk_none", method, path, body.clone()).status, 401, "{method} {path}");
         }
     }
+    // Nothing of the realm exists for an auditor of another.
+    let of_other = |path: &str| program.json(&foreign, "GET", &format!("/v1/audit/{path}"), None);
+    for path in [format!("entries/{index}"), format!("sessions/{id}/history"), "subjects/a/export?purpose=x".to_owned()]
+    {
+        assert_eq!(of_other(&path).status, 404, "{path}");
+    }
+    for query in [format!("session={id}"), "subject=a".to_owned(), "action=session.created".to_owned()] {
+        let found = of_other(&format!("entries?{query}")).json();
+        let own = found["items"].as_array().unwrap().iter().all(|item| item["entry"]["realm"] == "other");
+        assert!(own, "{query}: {found}");
+    }
+    assert_eq!(program.json(&foreign, "GET", &format!("/v1/receipts/{index}"), None).status, 404);
+    // The table above is every operation that there is.
+    let document = program.ask("GET", "/openapi.json", &[], None).unwrap().json();
+    let operations: usize =
+        document["paths"].as_object().unwrap().values().map(|item| item.as_object().unwrap().len()).sum();
+    let tried: usize = table.iter().map(|(routes, _)| routes.len()).sum();
+    assert_eq!(tried, operations, "an operation is not in the table");
 }
 
 #[test]

@@ -1,0 +1,247 @@
+//! What privacy law asks for: erasing a subject, keeping it under legal hold, and handing out all that is held on it.
+
+use std::collections::HashSet;
+
+use access::Permission;
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use api_http::{Fields, Problem, ProblemCode, ProblemDocument, answer, query, read_body};
+use audit_search::{EntryFilter, Opened, Order};
+use futures::stream::{self, StreamExt};
+use session_model::{KeyId, LeafIndex, RealmName, check_text};
+use session_service::Caller;
+use tracing::error;
+
+use crate::AuditApi;
+use crate::documents::{ErasureDocument, HoldDocument, SubjectReceipt};
+use crate::entries::{SUBJECT, revealed, revealing, search_problem};
+use crate::routes::{fact, json, record};
+
+/// Bytes of a body here, and of the reason in it.
+const BODY: usize = 4_096;
+const REASON: usize = 200;
+/// Entries exported at once.
+const PAGE: usize = 200;
+
+/// Erases a subject: its open sessions are ended, and the key that seals its personal data is destroyed, so that nobody can read
+/// it any more, in the log, its views, exports and backups. Entries and proofs stay valid. Final.
+#[utoipa::path(
+    post,
+    path = "/v1/audit/subjects/{subject}/erasure",
+    tag = "Audit",
+    operation_id = "eraseSubject",
+    security(("api_key" = [])),
+    params(("subject" = String, Path, description = "The subject")),
+    responses(
+        (status = 200, body = ErasureDocument, description = "It is erased", headers(
+            ("Counterfoil-Index" = u64, description = "Leaf index of the entry"))),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 409, 413, 415, 422, 429"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable; sessions may have ended"),
+    )
+)]
+pub async fn erase_subject(
+    api: web::Data<AuditApi>,
+    request: HttpRequest,
+    subject: web::Path<String>,
+    payload: web::Payload,
+) -> HttpResponse {
+    let outcome = async {
+        let caller = admit(&api, &request, &subject)?;
+        if request.headers().contains_key(header::CONTENT_TYPE) {
+            let body = read_body(&request, payload, &["application/json"], BODY).await?;
+            Fields::of_body(&body, true)?.done()?;
+        }
+        let erased = api.custodian.erase(&caller, &subject).await?;
+        let index = erased.receipt.index;
+        changed(index, &erased)
+    };
+    answer(&request, outcome.await)
+}
+
+/// Puts a subject under legal hold: it is not erased until it is released. May be put again, with another reason.
+#[utoipa::path(
+    put,
+    path = "/v1/audit/subjects/{subject}/legal-hold",
+    tag = "Audit",
+    operation_id = "holdSubject",
+    security(("api_key" = [])),
+    request_body(content = HoldBody, content_type = "application/json"),
+    params(("subject" = String, Path, description = "The subject")),
+    responses(
+        (status = 200, body = HoldDocument, description = "It is held", headers(
+            ("Counterfoil-Index" = u64, description = "Leaf index of the entry"))),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 413, 415, 422, 429"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable"),
+    )
+)]
+pub async fn hold_subject(
+    api: web::Data<AuditApi>,
+    request: HttpRequest,
+    subject: web::Path<String>,
+    payload: web::Payload,
+) -> HttpResponse {
+    let outcome = async {
+        let caller = admit(&api, &request, &subject)?;
+        let body = read_body(&request, payload, &["application/json"], BODY).await?;
+        let mut fields = Fields::of_body(&body, false)?;
+        let reason = fields.required_text("reason", REASON);
+        fields.done()?;
+        let held = api.custodian.hold(&caller, &subject, true, Some(reason)).await?;
+        changed(held.receipt.index, &held)
+    };
+    answer(&request, outcome.await)
+}
+
+/// Why a subject is held.
+#[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "describes what is read field by field")]
+pub struct HoldBody {
+    /// For instance the case it is held for: sealed, as personal data is.
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        pattern = "^[^\\u0000-\\u0008\\u000B\\u000C\\u000E-\\u001F\\uFFFE\\uFFFF]+$"
+    )]
+    reason: String,
+}
+
+/// Releases a subject from legal hold.
+#[utoipa::path(
+    delete,
+    path = "/v1/audit/subjects/{subject}/legal-hold",
+    tag = "Audit",
+    operation_id = "releaseSubject",
+    security(("api_key" = [])),
+    params(("subject" = String, Path, description = "The subject")),
+    responses(
+        (status = 200, body = HoldDocument, description = "It is not held any more", headers(
+            ("Counterfoil-Index" = u64, description = "Leaf index of the entry"))),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 429"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable"),
+    )
+)]
+pub async fn release_subject(
+    api: web::Data<AuditApi>,
+    request: HttpRequest,
+    subject: web::Path<String>,
+) -> HttpResponse {
+    let outcome = async {
+        let caller = admit(&api, &request, &subject)?;
+        let held = api.custodian.hold(&caller, &subject, false, None).await?;
+        changed(held.receipt.index, &held)
+    };
+    answer(&request, outcome.await)
+}
+
+/// Everything that is held on a subject: each entry sealed under its keys, opened, oldest first, as JSON Lines. Takes a
+/// `purpose`, which is recorded.
+#[utoipa::path(
+    get,
+    path = "/v1/audit/subjects/{subject}/export",
+    tag = "Audit",
+    operation_id = "exportSubject",
+    security(("api_key" = [])),
+    params(
+        ("subject" = String, Path, description = "The subject"),
+        ("purpose" = String, Query, min_length = 1, max_length = 200, description = "What the personal data is for: recorded"),
+    ),
+    responses(
+        (status = 200, body = String, content_type = "application/x-ndjson", description = "An entry a line, as in getEntry with reveal=true"),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 429"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable"),
+    )
+)]
+pub async fn export_subject(
+    api: web::Data<AuditApi>,
+    request: HttpRequest,
+    subject: web::Path<String>,
+) -> HttpResponse {
+    let outcome = async {
+        let caller = api.gate.admit(&request, Permission::ReadLog)?.caller;
+        named(&subject)?;
+        let [purpose] = query(&request, ["purpose"])?;
+        let purpose = revealing(Some("true".to_owned()), purpose)?;
+        let key = api.archive.subject_key(&caller.realm, &subject).await.map_err(search_problem)?;
+        let detail = key.map(|key| fact("subject_key", key.uuid())).unwrap_or_default();
+        record(&api, &request, &caller, detail, purpose.as_deref()).await?;
+        let nothing = || Problem::new(ProblemCode::NothingHeld, "the realm holds nothing on the subject");
+        let key = key.ok_or_else(nothing)?;
+        let keys = api.archive.keys_of_subject(key).await.map_err(search_problem)?;
+        Ok(HttpResponse::Ok()
+            .content_type("application/x-ndjson")
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .insert_header((header::CONTENT_DISPOSITION, "attachment; filename=\"subject.jsonl\""))
+            .streaming(lines(api.clone(), caller.realm, key, keys)))
+    };
+    answer(&request, outcome.await)
+}
+
+/// Page after page, until there are no more. A failure ends the answer before its end, which the client sees.
+fn lines(
+    api: web::Data<AuditApi>,
+    realm: RealmName,
+    key: KeyId,
+    keys: HashSet<KeyId>,
+) -> impl futures::Stream<Item = Result<web::Bytes, actix_web::Error>> {
+    let filter = EntryFilter { subject: Some(key), ..EntryFilter::all(realm) };
+    stream::try_unfold((api, filter, keys, Some(None)), |(api, filter, keys, place)| async move {
+        let Some(after) = place else { return Ok(None) };
+        match page(&api, &filter, &keys, after).await {
+            Ok((bytes, next)) => Ok(Some((bytes, (api, filter, keys, next.map(Some))))),
+            Err(problem) => {
+                error!(code = problem.code().name(), "the export of a subject broke off");
+                Err(actix_web::error::ErrorServiceUnavailable("the log cannot be read"))
+            }
+        }
+    })
+    .boxed()
+}
+
+async fn page(
+    api: &AuditApi,
+    filter: &EntryFilter,
+    keys: &HashSet<KeyId>,
+    after: Option<LeafIndex>,
+) -> Result<(web::Bytes, Option<LeafIndex>), Problem> {
+    let found = api.archive.search(filter, Order::OldestFirst(after), PAGE).await.map_err(search_problem)?;
+    let opened = api.archive.open(&filter.realm, &found.indices).await.map_err(search_problem)?;
+    let mut bytes = Vec::new();
+    // A session may have gone on as another subject's: what that key seals is not this one's.
+    let own = |entry: &&Opened| entry.leaf.data_key.is_some_and(|key| keys.contains(&key));
+    for entry in opened.iter().filter(own) {
+        let written = serde_json::to_writer(&mut bytes, &revealed(entry)?);
+        written.map_err(|_| Problem::new(ProblemCode::Internal, "an entry cannot be written"))?;
+        bytes.push(b'\n');
+    }
+    Ok((bytes.into(), found.indices.last().copied().filter(|_| found.more)))
+}
+
+fn admit(api: &AuditApi, request: &HttpRequest, subject: &str) -> Result<Caller, Problem> {
+    let caller = api.gate.admit(request, Permission::KeepSubjects)?.caller;
+    let [] = query(request, [])?;
+    named(subject)?;
+    Ok(caller)
+}
+
+fn named(subject: &str) -> Result<(), Problem> {
+    check_text(subject, SUBJECT).map_err(|fault| Problem::malformed("#path/subject", &fault.to_string()))
+}
+
+fn changed(index: u64, document: &impl serde::Serialize) -> Result<HttpResponse, Problem> {
+    let mut response = json(document)?;
+    response.headers_mut().insert(header::HeaderName::from_static("counterfoil-index"), index.into());
+    Ok(response)
+}
+
+impl SubjectReceipt {
+    /// Where an entry stands.
+    pub fn new(origin: &str, place: &audit_log::Place) -> Self {
+        Self {
+            origin: origin.to_owned(),
+            index: place.index.0,
+            leaf_hash: place.hash.to_string(),
+            tree_size: place.tree_size.0,
+        }
+    }
+}

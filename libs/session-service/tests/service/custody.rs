@@ -1,0 +1,118 @@
+//! Erasing subjects and holding them: guarantee 11.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use session_model::{Action, Outcome, SessionId};
+use session_service::{ListQuery, ServiceError};
+
+use crate::rig::{Rig, caller, new, policy, realm};
+
+async fn erase(rig: &Rig, subject: &str) -> Result<session_service::Erased, ServiceError> {
+    rig.service.erase_subject(&caller(), subject, async |_| Ok(())).await
+}
+
+async fn anonymous_then(rig: &Rig, subject: &str) -> SessionId {
+    let id = rig.create(None).await.session.id;
+    rig.service.authenticate(&caller(), id, subject.into(), vec!["pwd".into()], None, None).await.unwrap();
+    id
+}
+
+/// Its sessions end, its keys are gone, what it was called finds nothing; others stay, and the whole log still proves.
+#[tokio::test(start_paused = true)]
+async fn an_erased_subject_is_unreadable_and_every_proof_still_holds() {
+    let rig = Rig::new(policy());
+    let early = anonymous_then(&rig, "alice").await;
+    let alice = rig.create(Some("alice")).await;
+    let bob = rig.create(Some("bob")).await;
+    let erased = erase(&rig, "alice").await.unwrap();
+    assert_eq!((erased.ended, erased.keys), (2, 2), "with the key of the time before the login");
+
+    for id in [early, alice.session.id] {
+        assert!(matches!(rig.service.get(&caller(), id).await, Err(ServiceError::NotFound)));
+        assert_eq!(rig.actions(id).await.last(), Some(&Action::SessionEnded));
+    }
+    let listed = ListQuery { subject: Some("alice".into()), limit: 9, ..ListQuery::default() };
+    assert!(rig.service.list(&caller(), &listed).await.unwrap().items.is_empty());
+    assert_eq!(rig.log.data_keys(&[erased.key]).await.unwrap(), [None]);
+    let lookups = rig.leaves().await.into_iter().filter(|leaf| leaf.action == Action::SubjectErased);
+    assert_eq!(lookups.map(|leaf| leaf.outcome).collect::<Vec<_>>(), [Outcome::Success]);
+    rig.prove(&alice).await;
+    rig.prove(&bob).await;
+    assert!(rig.service.get(&caller(), bob.session.id).await.is_ok());
+
+    // A second time there is nothing; whoever comes again is somebody new.
+    assert!(matches!(erase(&rig, "alice").await, Err(ServiceError::NothingHeld)));
+    let again = rig.create(Some("alice")).await;
+    assert_ne!(again.session.data_key, erased.key);
+}
+
+/// Another process, which has the key in memory, cannot seal anything with it any more.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_still_knows_the_key_takes_a_new_one() {
+    let rig = Rig::new(policy());
+    let other = rig.beside();
+    let before = other.create(Some("alice")).await;
+    let erased = erase(&rig, "alice").await.unwrap();
+    assert_eq!(before.session.data_key, erased.key);
+    let after = other.create(Some("alice")).await;
+    assert_ne!(after.session.data_key, erased.key);
+    rig.leaves().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_subject_is_erased_only_when_it_is_released() {
+    let rig = Rig::new(policy());
+    let session = rig.create(Some("alice")).await;
+    let hold =
+        async |subject: &str, held| rig.service.hold_subject(&caller(), subject, held, Some("case 7".into())).await;
+    let (key, _) = hold("alice", true).await.unwrap();
+    assert_eq!(key, session.session.data_key);
+    assert!(matches!(erase(&rig, "alice").await, Err(ServiceError::LegalHold)));
+    assert!(rig.service.get(&caller(), session.session.id).await.unwrap().ended().is_none(), "nothing was ended");
+    hold("alice", true).await.unwrap();
+    hold("alice", false).await.unwrap();
+    assert!(matches!(hold("alice", false).await, Err(ServiceError::NothingHeld)));
+    erase(&rig, "alice").await.unwrap();
+
+    // One that nobody knows yet may be held too: before the first session of it begins.
+    hold("carol", true).await.unwrap();
+    rig.create(Some("carol")).await;
+    assert!(matches!(erase(&rig, "carol").await, Err(ServiceError::LegalHold)));
+    let held = rig.leaves().await.into_iter().filter(|leaf| leaf.action == Action::SubjectHeld).count();
+    assert_eq!(held, 3);
+}
+
+/// Sessions that begin while the subject is being erased: each is either ended with it, or begins after it and is whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_begin_meanwhile_are_never_left_behind_unreadable() {
+    let rig = Rig::new(policy());
+    rig.create(Some("alice")).await;
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let service = Arc::clone(&rig.service);
+    let creating = tokio::spawn(async move {
+        let mut begun = Vec::new();
+        for _ in 0..40 {
+            match service.create(&caller(), new(Some("alice")), None).await {
+                Ok(created) => begun.push(created.session.id),
+                Err(ServiceError::LimitReached { .. }) => tokio::task::yield_now().await,
+                Err(failure) => panic!("{failure}"),
+            }
+        }
+        begun
+    });
+    let counter = Arc::clone(&attempts);
+    let before = async |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    rig.service.erase_subject(&caller(), "alice", before).await.unwrap();
+    assert!(attempts.load(Ordering::Relaxed) >= 1);
+    for id in creating.await.unwrap() {
+        match rig.service.get(&caller(), id).await {
+            Ok(session) => assert_eq!(session.realm, realm()),
+            Err(ServiceError::NotFound) => assert_eq!(rig.actions(id).await.last(), Some(&Action::SessionEnded)),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+}
