@@ -9,9 +9,9 @@
     reason = "a test that cannot go on should stop where it is"
 )]
 
+mod auditing;
 mod bad_input;
 mod bad_weather;
-mod evidence;
 mod program;
 mod secrets;
 mod walk;

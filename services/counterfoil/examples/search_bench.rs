@@ -1,5 +1,5 @@
 //! How long auditors wait: fills a log with entries, then times the first page of every filter, at several sizes of it.
-//! `tests/bench/evidence` starts the databases and runs this; `evidence_bench URL SIZE…` does it on a log of your own, which must
+//! `tests/bench/search` starts the databases and runs this; `search_bench URL SIZE…` does it on a log of your own, which must
 //! be empty (`sqlite:FILE`, or `postgres://…` after `counterfoil migrate`).
 
 #![allow(
@@ -272,7 +272,7 @@ async fn open(url: &str) -> Arc<dyn LogStore> {
         url: url.to_owned(),
         connections: 8,
         statement_timeout: Duration::from_secs(60),
-        application_name: "evidence_bench".into(),
+        application_name: "search_bench".into(),
     };
     Arc::new(PostgresLog::connect(config).await.unwrap())
 }
@@ -280,7 +280,7 @@ async fn open(url: &str) -> Arc<dyn LogStore> {
 #[tokio::main]
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [url, sizes @ ..] = arguments.as_slice() else { panic!("evidence_bench URL SIZE…") };
+    let [url, sizes @ ..] = arguments.as_slice() else { panic!("search_bench URL SIZE…") };
     let log = open(url).await;
     assert_eq!(log.head().await.unwrap().size().0, 0, "the log is not empty");
     let mut world = World::new(Arc::clone(&log));
