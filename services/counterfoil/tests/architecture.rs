@@ -15,6 +15,8 @@ const MAY: &[(&str, &[&str])] = &[
     // Ports.
     ("audit-log", &["merkle-log", "session-model"]),
     ("session-view", &["session-model"]),
+    // Written from a reader of the log, for whoever takes it away.
+    ("evidence", &["audit-log", "merkle-log", "session-model"]),
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "session-model"]),
@@ -24,7 +26,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("access", &["audit-log", "sealing", "session-model"]),
     // Mouths.
     ("api-http", &["access", "sealing", "session-model", "session-service"]),
-    ("api-audit", &["access", "api-http", "audit-log", "merkle-log", "session-model", "session-service"]),
+    ("api-audit", &["access", "api-http", "audit-log", "evidence", "merkle-log", "session-model", "session-service"]),
     ("api-rest", &["access", "api-audit", "api-http", "audit-log", "sealing", "session-model", "session-service"]),
     ("telemetry", &[]),
     // The offline verifier shares only pure crates with the server.
