@@ -3,13 +3,19 @@
 //! It is given a [`LogReader`] and a [`ReadRecorder`], nothing that could change a session: an auditor cannot touch one because
 //! there is nothing here to touch it with. Every call is itself an entry of the log, appended before it is answered.
 
+mod bundle;
+mod check;
 mod documents;
 mod routes;
+mod tiles;
 
+pub use bundle::*;
+pub use check::*;
 pub use documents::{
     ConsistencyDocument, EntriesDocument, EntryDocument, InclusionDocument, KeyDocument, KeysDocument,
 };
 pub use routes::*;
+pub use tiles::*;
 
 use std::sync::Arc;
 

@@ -35,16 +35,17 @@ pub fn configure(config: &mut web::ServiceConfig) {
             web::resource("/v1/audit/proofs/consistency")
                 .route(web::get().to(prove_consistency))
                 .default_service(only_get()),
-        );
+        )
+        .configure(crate::tiles::configure_tiles);
 }
 
-async fn only_get(request: HttpRequest) -> HttpResponse {
+pub(crate) async fn only_get(request: HttpRequest) -> HttpResponse {
     let problem = Problem::new(ProblemCode::MethodNotAllowed, "GET only").with(header::ALLOW, "GET");
     answer(&request, Err(problem))
 }
 
 /// Lets an auditor in, and records what is about to be read before anything is.
-async fn admit(api: &AuditApi, request: &HttpRequest, detail: Detail) -> Result<Caller, Problem> {
+pub(crate) async fn admit(api: &AuditApi, request: &HttpRequest, detail: Detail) -> Result<Caller, Problem> {
     let caller = api.gate.admit(request, Permission::ReadLog)?.caller;
     let route = request.match_pattern().unwrap_or_default();
     let mut what = detail;
@@ -53,11 +54,11 @@ async fn admit(api: &AuditApi, request: &HttpRequest, detail: Detail) -> Result<
     Ok(caller)
 }
 
-fn fact(name: &str, value: impl ToString) -> Detail {
+pub(crate) fn fact(name: &str, value: impl ToString) -> Detail {
     [(name.to_owned(), value.to_string())].into()
 }
 
-fn json(document: &impl Serialize) -> Result<HttpResponse, Problem> {
+pub(crate) fn json(document: &impl Serialize) -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(document))
 }
 
@@ -205,7 +206,7 @@ fn document(stored: StoredEntry, realm: &RealmName) -> Result<Option<EntryDocume
     }))
 }
 
-fn read_problem(failure: ReadError) -> Problem {
+pub(crate) fn read_problem(failure: ReadError) -> Problem {
     warn!(failure = &failure as &dyn std::error::Error, "the log cannot be read for an auditor");
     match failure {
         ReadError::Unavailable(_) => Problem::new(ProblemCode::LogUnavailable, "try again shortly"),
@@ -213,7 +214,7 @@ fn read_problem(failure: ReadError) -> Problem {
     }
 }
 
-fn nothing_there(what: &str) -> Problem {
+pub(crate) fn nothing_there(what: &str) -> Problem {
     Problem::new(ProblemCode::NotFound, what)
 }
 
