@@ -100,6 +100,18 @@ impl Anchor {
         }
     }
 
+    /// The checkpoint that was kept; `None` before the first.
+    ///
+    /// # Errors
+    /// [`AnchorError::Io`].
+    pub(crate) fn kept(&self) -> Result<Option<String>, AnchorError> {
+        match fs::read_to_string(&self.file) {
+            Ok(text) => Ok(Some(text)),
+            Err(failure) if failure.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(failure) => Err(self.io(failure)),
+        }
+    }
+
     /// Compares the log with itself and with the outside checkpoint; answers where it ends.
     ///
     /// # Errors

@@ -4,11 +4,13 @@ mod anchor;
 mod backends;
 mod cli;
 mod config;
+mod evidence_commands;
 mod key_commands;
 mod key_files;
 mod management;
 mod output;
 mod serve;
+mod verification;
 
 use std::error::Error;
 use std::io::Write;

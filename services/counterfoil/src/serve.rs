@@ -12,7 +12,7 @@ use std::time::Duration;
 use access::{ApiKey, Keyholders};
 use actix_web::dev::{Server, Service as _};
 use actix_web::{App, HttpServer, web};
-use api_audit::{AuditApi, PublishedKey, ReadRecorder};
+use api_audit::{AuditApi, EvidenceApi, PublishedKey, ReadRecorder};
 use api_http::{Gate, Problem};
 use api_rest::{Observed, RestApi};
 use async_trait::async_trait;
@@ -24,15 +24,18 @@ use session_service::{
 use session_view::SessionView;
 use telemetry::Metrics;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::anchor::Anchor;
 use crate::backends::{open_log, open_view};
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, LogFormat, WhenWrong};
+use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
 use crate::key_files::KeyFiles;
 use crate::management::{self, Health};
+use crate::verification::{Checked, Verification};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -118,6 +121,9 @@ pub(crate) fn service_of(
     )
 }
 
+/// Evidence bundles that are written at a time.
+const BUNDLES: usize = 2;
+
 /// Runs the service until it is told to stop.
 ///
 /// # Errors
@@ -134,7 +140,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let log = Arc::clone(&core.log);
     let anchor = core.anchor.clone();
     let origin: Arc<str> = core.keys.origin.as_str().into();
-    let vkey = core.keys.log_key.verifier().to_string();
+    let verifier = core.keys.log_key.verifier().clone();
+    let vault = Vault { log: Arc::clone(&core.log), keyring: core.keys.keyring.clone() };
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
@@ -153,15 +160,39 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let keeper =
         tokio::spawn(keep_anchor(anchor.clone(), Arc::clone(&log), Duration::from_secs(config.anchor.interval_s)));
 
+    let verification = Verification::new();
+    verification.show(&metrics);
+    let clock = Arc::clone(&service);
+    let now: Arc<dyn Fn() -> Timestamp + Send + Sync> = Arc::new(move || clock.now());
+    let checker = (config.verify.within_s > 0).then(|| {
+        let checked = Checked {
+            log: Arc::clone(&log) as Arc<dyn LogReader>,
+            anchor: anchor.clone(),
+            key: verifier.clone(),
+            now: Arc::clone(&now),
+            within: Duration::from_secs(config.verify.within_s),
+        };
+        tokio::spawn(Arc::clone(&verification).run(checked))
+    });
+
     let health = Health {
         service: Arc::clone(&service),
         view: Arc::clone(&view),
         follower: Arc::clone(&follower),
         metrics: Arc::clone(&metrics),
         stopping: Arc::clone(&stopping),
+        verification: Arc::clone(&verification),
+        unready_when_wrong: config.verify.when_wrong == WhenWrong::Unready,
     };
     health.show();
-    let api = Interfaces::new(&config, &service, &log, &holders, &metrics, origin, vkey)?;
+    let mut api = Interfaces::new(&config, &service, &log, &holders, &metrics, origin, verifier.to_string())?;
+    api.evidence = Some(EvidenceApi {
+        audit: api.audit.clone(),
+        keys: Arc::new(vault),
+        now,
+        room: Arc::new(Semaphore::new(BUNDLES)),
+        last_check: verification,
+    });
     let (main, main_address) = api.listen(&config)?;
     let (management, management_address) = listen_management(&config, health)?;
     announce(&main_address, &management_address, &minted)?;
@@ -188,6 +219,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     }
     refresher.abort();
     keeper.abort();
+    if let Some(checker) = checker {
+        checker.abort();
+    }
     if let Some(checkpoint) = log.head().await.ok().and_then(|head| head.checkpoint)
         && let Err(failure) = anchor.keep(&checkpoint)
     {
@@ -334,6 +368,7 @@ impl ReadRecorder for Recorder {
 struct Interfaces {
     rest: RestApi,
     audit: AuditApi,
+    evidence: Option<EvidenceApi>,
     metrics: Arc<Metrics>,
     openapi: web::Bytes,
     docs: bool,
@@ -373,7 +408,7 @@ impl Interfaces {
             keys: Arc::new(vec![PublishedKey { vkey }]),
         };
         let openapi = web::Bytes::from(api_rest::openapi_json()?);
-        Ok(Self { rest, audit, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
+        Ok(Self { rest, audit, evidence: None, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
     }
 
     fn listen(self, config: &Config) -> io::Result<(Server, String)> {
@@ -381,10 +416,12 @@ impl Interfaces {
             TcpListener::bind(&config.server.listen).map_err(|failure| named(failure, &config.server.listen))?;
         let address = listener.local_addr()?.to_string();
         let (rest, audit) = (web::Data::new(self.rest), web::Data::new(self.audit));
+        let evidence = self.evidence.map(web::Data::new);
         let (openapi, docs, metrics) = (self.openapi, self.docs, self.metrics);
         let mut server = HttpServer::new(move || {
             let metrics = Arc::clone(&metrics);
             let openapi = openapi.clone();
+            let evidence = evidence.clone();
             App::new()
                 .app_data(rest.clone())
                 .app_data(audit.clone())
@@ -403,6 +440,11 @@ impl Interfaces {
                 })
                 .configure(api_rest::configure)
                 .configure(api_audit::configure)
+                .configure(|config| {
+                    if let Some(evidence) = evidence {
+                        config.app_data(evidence).configure(api_audit::configure_evidence);
+                    }
+                })
                 .configure(|config| api_rest::configure_docs(config, openapi, docs))
                 .default_service(web::route().to(api_rest::not_found))
         })
