@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod bad_weather;
+mod evidence;
 mod program;
 mod secrets;
 mod walk;

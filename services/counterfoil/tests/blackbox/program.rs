@@ -127,8 +127,9 @@ impl Program {
             Some(body) => self.agent.run(request.body(body.to_vec())?)?,
             None => self.agent.run(request.body(())?)?,
         };
-        let mut text = String::new();
-        response.body_mut().as_reader().read_to_string(&mut text)?;
+        let mut bytes = Vec::new();
+        response.body_mut().as_reader().read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
         Ok(Answer { status: response.status().as_u16(), headers: response.headers().clone(), text })
     }
 

@@ -73,7 +73,18 @@ fn roles_are_separate_on_every_route() {
         ("DELETE", "/v1/subjects/a/sessions".to_owned(), None),
         ("DELETE", format!("/v1/sessions/{id}"), None),
     ];
-    let audit = ["entries", "entries/0", "checkpoint", "keys", "proofs/inclusion?index=0", "proofs/consistency?from=1"];
+    let audit = [
+        "entries",
+        "entries/0",
+        "checkpoint",
+        "keys",
+        "proofs/inclusion?index=0",
+        "proofs/consistency?from=1",
+        "tile/0/000.p/1",
+        "tile/entries/000.p/1",
+        "verify",
+        "bundle?from=2200-01-01T00:00:00Z",
+    ];
     let audit = audit.map(|path| ("GET", format!("/v1/audit/{path}"), None));
     let bulk = [("DELETE", "/v1/sessions?confirm=true".to_owned(), None)];
     let receipts = [("GET", "/v1/receipts/0".to_owned(), None)];
