@@ -25,6 +25,8 @@ struct Last {
 enum Replay {
     /// From its first entry to the newest.
     Whole(Option<Box<Session>>),
+    /// From its first entry to its end: what it was like need not be remembered.
+    Ended,
     /// Something on the way was not open.
     Partly,
 }
@@ -197,7 +199,12 @@ impl Fold {
         if Action::of(&event) != entry.leaf.action {
             self.wrong(entry.index, "its sealed part holds another event than its leaf says");
         }
-        let Replay::Whole(state) = before else { return Replay::Partly };
+        let state = match before {
+            Replay::Whole(state) => state,
+            // That it goes on is a finding already.
+            Replay::Ended => return Replay::Ended,
+            Replay::Partly => return Replay::Partly,
+        };
         let Some(data_key) = entry.leaf.data_key else { return Replay::Partly };
         let index = LeafIndex(entry.index);
         let recorded = Recorded {
@@ -209,6 +216,7 @@ impl Fold {
             data_key,
         };
         match apply(state.map(|state| *state), &event, &recorded) {
+            Some(state) if state.version == version && state.ended().is_some() => Replay::Ended,
             Some(state) if state.version == version => Replay::Whole(Some(Box::new(state))),
             Some(_) | None => {
                 self.wrong(entry.index, format!("session {id} does not follow from its entries"));
@@ -229,7 +237,7 @@ impl Fold {
 
     /// What came of it.
     pub(crate) fn end(mut self) -> Report {
-        let whole = self.sessions.values().filter(|last| matches!(last.replay, Replay::Whole(Some(_))));
+        let whole = self.sessions.values().filter(|last| matches!(last.replay, Replay::Whole(Some(_)) | Replay::Ended));
         self.report.replayed = whole.count() as u64;
         for (index, key) in &self.recorded {
             if let Some(erased) = key.and_then(|key| self.erased.get_mut(&key)) {

@@ -117,6 +117,22 @@ fn lines<T: DeserializeOwned>(bytes: Option<Vec<u8>>) -> Result<Vec<T>, String> 
     lines.map(|line| serde_json::from_slice(line).map_err(|failure| failure.to_string())).collect()
 }
 
+/// Lines by the entry that each is for: one of the leaves, and each but once.
+fn by_index<T: DeserializeOwned>(
+    bytes: Option<Vec<u8>>,
+    leaves: &BTreeMap<u64, Vec<u8>>,
+    index: impl Fn(&T) -> u64,
+) -> Result<BTreeMap<u64, T>, String> {
+    let mut found = BTreeMap::new();
+    for line in lines::<T>(bytes)? {
+        let at = index(&line);
+        if !leaves.contains_key(&at) || found.insert(at, line).is_some() {
+            return Err(format!("there is a line too many for entry {at}"));
+        }
+    }
+    Ok(found)
+}
+
 /// The leaves of a group, by index.
 fn leaves(source: &mut Source, group: u64, size: u64) -> io::Result<Result<BTreeMap<u64, Vec<u8>>, String>> {
     let start = group * GROUP;
@@ -150,10 +166,10 @@ fn leaves(source: &mut Source, group: u64, size: u64) -> io::Result<Result<BTree
             (Some(_), Some(_)) | (None, None) => None,
         };
         let inside = parsed.index / GROUP == group && parsed.index < size;
-        match leaf.filter(|_| inside) {
-            Some(leaf) => leaves.insert(parsed.index, leaf),
-            None => return Ok(Err(format!("the line of entry {} is malformed", parsed.index))),
-        };
+        let new = leaf.filter(|_| inside).map(|leaf| leaves.insert(parsed.index, leaf).is_none());
+        if new != Some(true) {
+            return Ok(Err(format!("the line of entry {} is malformed", parsed.index)));
+        }
     }
     Ok(Ok(leaves))
 }
@@ -272,17 +288,16 @@ fn read_entries(
     let mut malformed = |what: &str, why: String| {
         found.findings.push(Finding::within(start, start + GROUP, format!("the {what} are malformed: {why}")));
     };
-    let sealed: Vec<SealedLine> =
-        lines(source.read(&format!("sealed/{}.jsonl", number(group)))?).unwrap_or_else(|why| {
-            malformed("sealed parts", why);
-            Vec::new()
-        });
-    let keys: Vec<KeyLine> = lines(source.read(&format!("keys/{}.jsonl", number(group)))?).unwrap_or_else(|why| {
-        malformed("keys", why);
-        Vec::new()
+    let sealed = source.read(&format!("sealed/{}.jsonl", number(group)))?;
+    let sealed = by_index(sealed, &leaves, |line: &SealedLine| line.index).unwrap_or_else(|why| {
+        malformed("sealed parts", why);
+        BTreeMap::new()
     });
-    let sealed: BTreeMap<u64, SealedLine> = sealed.into_iter().map(|line| (line.index, line)).collect();
-    let keys: BTreeMap<u64, KeyLine> = keys.into_iter().map(|line| (line.index, line)).collect();
+    let keys = source.read(&format!("keys/{}.jsonl", number(group)))?;
+    let keys = by_index(keys, &leaves, |line: &KeyLine| line.index).unwrap_or_else(|why| {
+        malformed("keys", why);
+        BTreeMap::new()
+    });
     for (index, bytes) in leaves {
         let Some(hash) = rehashed.get(&index).copied() else { continue };
         let leaf = match Leaf::decode(&bytes) {

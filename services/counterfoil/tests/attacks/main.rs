@@ -11,6 +11,7 @@
     reason = "a test that cannot go on should stop where it is"
 )]
 
+mod bundles;
 #[path = "../blackbox/program.rs"]
 mod program;
 mod running;
