@@ -22,7 +22,7 @@ use std::sync::Arc;
 use api_http::{Gate, Problem};
 use async_trait::async_trait;
 use audit_log::LogReader;
-use session_model::Detail;
+use session_model::{Detail, Timestamp};
 use session_service::Caller;
 
 /// Records that somebody read the log.
@@ -37,6 +37,10 @@ pub trait ReadRecorder: Send + Sync + 'static {
 pub struct PublishedKey {
     /// C2SP vkey line.
     pub vkey: String,
+    /// Since when; `None` for the log's first.
+    pub from: Option<Timestamp>,
+    /// Until when; `None` while it signs.
+    pub until: Option<Timestamp>,
 }
 
 /// What the auditor's interface is made of.
@@ -48,7 +52,7 @@ pub struct AuditApi {
     pub recorder: Arc<dyn ReadRecorder>,
     /// Lets auditors in.
     pub gate: Gate,
-    /// The log's verifier keys, the current one first.
+    /// The log's verifier keys, those that sign first.
     pub keys: Arc<Vec<PublishedKey>>,
 }
 

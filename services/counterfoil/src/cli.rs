@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::evidence_commands::{AuditCommand, run_audit_command};
 use crate::key_commands::{KeyCommand, run_key_command};
+use crate::log_keys::{LogKeyCommand, run_log_key_command};
 use crate::output::{Output, write};
 use crate::{backends, serve};
 
@@ -51,6 +52,9 @@ enum Command {
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Changes the key that signs the log's checkpoints
+    #[command(subcommand)]
+    LogKey(LogKeyCommand),
     /// The realms of the configuration
     #[command(subcommand)]
     Realm(RealmCommand),
@@ -113,6 +117,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             writeln!(io::stdout(), "the schema is up to date")?;
         }
         Command::Key(command) => runtime()?.block_on(run_key_command(&common.load()?, command, common.output))?,
+        Command::LogKey(command) => {
+            runtime()?.block_on(run_log_key_command(&common.load()?, command, common.output))?;
+        }
         Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
         Command::Config(ConfigCommand::Check) => {
             common.load()?;

@@ -193,7 +193,7 @@ async fn from_log(config: &Config, args: BundleArgs) -> Result<(), Failure> {
         keep: sizes(&args.saved)?,
         made_at,
         made_by: "command-line".into(),
-        vkeys: vec![keys.log_key.verifier().to_string()],
+        vkeys: keys.known.iter().map(|known| known.vkey.clone()).collect(),
     };
     let vault = Vault { log: Arc::clone(&store), keyring: keys.keyring };
     if is_zip(&args.out) {

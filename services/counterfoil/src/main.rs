@@ -7,6 +7,7 @@ mod config;
 mod evidence_commands;
 mod key_commands;
 mod key_files;
+mod log_keys;
 mod management;
 mod output;
 mod serve;

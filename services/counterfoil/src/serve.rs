@@ -17,6 +17,7 @@ use api_http::{Gate, Problem};
 use api_rest::{Observed, RestApi};
 use async_trait::async_trait;
 use audit_log::{GroupCommitConfig, LogIdentity, LogReader, LogStore};
+use merkle_log::Signer;
 use session_model::{Action, Detail, Outcome, Policy, RealmName, Role, Timestamp};
 use session_service::{
     Caller, Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, ServiceError, SessionService,
@@ -33,7 +34,7 @@ use crate::backends::{open_log, open_view};
 use crate::config::{Config, LogFormat, WhenWrong};
 use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
-use crate::key_files::KeyFiles;
+use crate::key_files::{KeyFiles, KnownKey};
 use crate::management::{self, Health};
 use crate::verification::{Checked, Verification};
 
@@ -82,7 +83,7 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let keys = KeyFiles::open(&config.keys_dir(), size)?;
     let anchor = Anchor::new(config.anchor_file());
     let reader: Arc<dyn LogReader> = Arc::clone(&opened.store) as _;
-    let head = anchor.check(&*reader, keys.log_key.verifier()).await?;
+    let head = anchor.check(&*reader, &keys.verifiers()?).await?;
     let policies = config.policies()?.into_iter().map(|(realm, _, policy)| (realm, policy)).collect();
     let clock = MachineClock { start: Instant::now() };
     opened.store.prepare(head.size(), clock.wall()).await?;
@@ -98,12 +99,13 @@ pub(crate) fn service_of(
 ) -> Arc<SessionService> {
     let clock = Arc::new(LogClock::new(Arc::new(MachineClock { start: Instant::now() })));
     let bound = Duration::from_millis(config.view.max_staleness_ms);
+    let signers = core.keys.log_keys.into_iter().map(|key| Arc::new(key) as Arc<dyn Signer + Send + Sync>).collect();
     SessionService::start(
         Parts {
             log: core.log,
             view,
             keyring: core.keys.keyring,
-            identity: LogIdentity { origin: core.keys.origin, signers: vec![Arc::new(core.keys.log_key)] },
+            identity: LogIdentity { origin: core.keys.origin, signers },
             clock,
         },
         ServiceConfig {
@@ -140,7 +142,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let log = Arc::clone(&core.log);
     let anchor = core.anchor.clone();
     let origin: Arc<str> = core.keys.origin.as_str().into();
-    let verifier = core.keys.log_key.verifier().clone();
+    let verifiers = core.keys.verifiers()?;
+    let known = published(&core.keys);
     let vault = Vault { log: Arc::clone(&core.log), keyring: core.keys.keyring.clone() };
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
@@ -168,7 +171,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         let checked = Checked {
             log: Arc::clone(&log) as Arc<dyn LogReader>,
             anchor: anchor.clone(),
-            key: verifier.clone(),
+            keys: verifiers,
             now: Arc::clone(&now),
             within: Duration::from_secs(config.verify.within_s),
         };
@@ -185,7 +188,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         unready_when_wrong: config.verify.when_wrong == WhenWrong::Unready,
     };
     health.show();
-    let mut api = Interfaces::new(&config, &service, &log, &holders, &metrics, origin, verifier.to_string())?;
+    let mut api = Interfaces::new(&config, &service, &log, &holders, &metrics, origin, known)?;
     api.evidence = Some(EvidenceApi {
         audit: api.audit.clone(),
         keys: Arc::new(vault),
@@ -316,6 +319,11 @@ async fn refresh(holders: Arc<Keyholders>, log: Arc<dyn LogStore>) {
     }
 }
 
+fn published(keys: &KeyFiles) -> Vec<PublishedKey> {
+    let publish = |key: &KnownKey| PublishedKey { vkey: key.vkey.clone(), from: key.from, until: key.until };
+    keys.known.iter().map(publish).collect()
+}
+
 /// Keeps the newest checkpoint outside the database.
 async fn keep_anchor(anchor: Anchor, log: Arc<dyn LogStore>, pause: Duration) {
     let mut kept = None;
@@ -382,7 +390,7 @@ impl Interfaces {
         holders: &Arc<Keyholders>,
         metrics: &Arc<Metrics>,
         origin: Arc<str>,
-        vkey: String,
+        keys: Vec<PublishedKey>,
     ) -> Result<Self, Failure> {
         let counter = Arc::clone(metrics);
         let gate = Gate::new(Arc::clone(holders), Arc::new(move |reason| counter.refused(reason)));
@@ -405,7 +413,7 @@ impl Interfaces {
             log: Arc::clone(log) as Arc<dyn LogReader>,
             recorder: Arc::new(Recorder(Arc::clone(service))),
             gate,
-            keys: Arc::new(vec![PublishedKey { vkey }]),
+            keys: Arc::new(keys),
         };
         let openapi = web::Bytes::from(api_rest::openapi_json()?);
         Ok(Self { rest, audit, evidence: None, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })

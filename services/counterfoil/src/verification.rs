@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use api_audit::{CheckDocument, LastCheck};
 use audit_log::{LogReader, ReadError, StoredBatch};
-use merkle_log::{Checkpoint, CheckpointError, Frontier, Node, Verifier, leaf_hash, open_checkpoint};
+use merkle_log::{Checkpoint, Frontier, Node, leaf_hash};
 use parking_lot::Mutex;
 use sealing::VerifierKey;
 use session_model::{Digest, Leaf, LeafIndex, Timestamp, TreeSize};
@@ -17,7 +17,7 @@ use telemetry::Metrics;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
-use crate::anchor::Anchor;
+use crate::anchor::{Anchor, open};
 
 /// Entries read and hashed at once: a few milliseconds' work.
 const RUN: u64 = 1_024;
@@ -58,8 +58,8 @@ pub(crate) struct Checked {
     pub log: Arc<dyn LogReader>,
     /// The outside checkpoint.
     pub anchor: Anchor,
-    /// What verifies the log's checkpoints.
-    pub key: VerifierKey,
+    /// What verifies the log's checkpoints, past keys included.
+    pub keys: Vec<VerifierKey>,
     /// The time of the service.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// How long checking the whole log may take.
@@ -158,7 +158,7 @@ impl Verification {
             Ok(Err(failure)) => return Err(Stop::Unfinished(crate::causes(&failure))),
             Err(failure) => return Err(Stop::Unfinished(failure.to_string())),
         };
-        let outside = outside.as_deref().map(|text| opened(text, &checked.key)).transpose();
+        let outside = outside.as_deref().map(|text| open(text, &checked.keys)).transpose();
         let outside =
             outside.map_err(|_| Stop::Unfinished("the outside checkpoint was not signed by this log's key".into()))?;
         check.outside = outside.as_ref().map(|outside| outside.size);
@@ -170,7 +170,7 @@ impl Verification {
             return Err(Stop::Wrong(size.0, what));
         }
         let mut pass =
-            Pass { key: &checked.key, edge: Frontier::empty(), time: Timestamp::from_micros(i64::MIN), outside };
+            Pass { keys: &checked.keys, edge: Frontier::empty(), time: Timestamp::from_micros(i64::MIN), outside };
         while pass.edge.size() < size {
             let began = Instant::now();
             let from = pass.edge.size().0;
@@ -194,8 +194,7 @@ impl Verification {
             sleep(if first { pause.min(worked * 3) } else { pause }).await;
         }
         if let Some(checkpoint) = &head.checkpoint {
-            let signed =
-                opened(checkpoint, &checked.key).map_err(|failure| Stop::Wrong(size.0, failure.to_string()))?;
+            let signed = open(checkpoint, &checked.keys).map_err(|failure| Stop::Wrong(size.0, failure.to_string()))?;
             if (signed.size, signed.root) != (size, pass.edge.root()) || head.frontier != pass.edge {
                 return Err(Stop::Wrong(0, "the newest checkpoint is not of the tree over the entries".into()));
             }
@@ -213,13 +212,9 @@ fn differs(outside: &Checkpoint) -> Stop {
     Stop::Wrong(0, what)
 }
 
-fn opened(text: &str, key: &VerifierKey) -> Result<Checkpoint, CheckpointError> {
-    open_checkpoint(text, vec![Box::new(key.clone()) as Box<dyn Verifier>])
-}
-
 /// How far one check has come.
 struct Pass<'a> {
-    key: &'a VerifierKey,
+    keys: &'a [VerifierKey],
     edge: Frontier,
     time: Timestamp,
     /// The outside checkpoint, until it was compared.
@@ -257,7 +252,7 @@ impl Pass<'_> {
             }
         }
         let here = (self.edge.size(), self.edge.root());
-        match opened(&batch.checkpoint, self.key) {
+        match open(&batch.checkpoint, self.keys) {
             Ok(signed) if (signed.size, signed.root) == here => {}
             Ok(_) => {
                 return Err(Stop::Wrong(

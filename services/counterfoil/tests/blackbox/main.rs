@@ -12,6 +12,7 @@
 mod bad_input;
 mod bad_weather;
 mod evidence;
+mod log_keys;
 mod program;
 mod secrets;
 mod walk;
