@@ -268,6 +268,22 @@ fn every_attack(scene: &Scene) {
     let (code, report) = scene.verify(&scene.store.copy("met"), "met", Some(&other), false);
     assert_eq!((code, &report["saved"][0]["consistent"]), (1, &json!(false)), "{report:#}");
 
+    // The same dump, and the service gone on with beyond the auditor's checkpoint: longer, and not the same.
+    let went_on = scene.dump.copy("went_on");
+    let anchor = scene.home.data().join("checkpoint");
+    let kept_anchor = std::fs::read(&anchor).unwrap();
+    std::fs::remove_file(&anchor).unwrap();
+    let running = Home::over(&scene.home).with("LOG__URL", went_on.url());
+    let program = running.start();
+    program.until_ready();
+    for _ in 0..scene.saved_size as usize - kept + 20 {
+        assert_eq!(program.app("POST", "/v1/sessions", Some(json!({}))).status, 201);
+    }
+    program.stop();
+    std::fs::write(&anchor, kept_anchor).unwrap();
+    scene.unseen_without_anchor(&went_on, "went_on");
+    scene.caught(&went_on, "went_on", kept as u64..scene.saved_size);
+
     // What is beside the log. A sealed part put in another's place does not open; a key that is gone is named.
     let store = attacked(
         "sealed",
@@ -290,6 +306,85 @@ fn every_attack(scene: &Scene) {
     let (code, report) = scene.verify(&store, "keyless", Some(&scene.saved), true);
     assert_eq!((code, &report["erased"][0]["data_key"]), (0, &json!(key.to_string())), "{report:#}");
     assert_eq!(report["erased"][0]["recorded_at"], Value::Null, "no entry says that it was erased");
+}
+
+/// What a service at fault could have signed: the tree and every signature are good, and what the entries say is not.
+#[test]
+fn what_cannot_have_happened_is_named_though_it_is_well_signed() {
+    let home = Home::new();
+    std::fs::create_dir_all(home.data()).unwrap();
+    let store = Store::Sqlite(home.data().join("log.db"));
+    let scene = Scene::new(home, store);
+    let commits = scene.store.load();
+    let leaves: Vec<Leaf> = commits.iter().map(|commit| Leaf::decode(&commit.leaves[0]).unwrap()).collect();
+    assert!(commits.iter().all(|commit| commit.leaves.len() == 1));
+    // Nothing is revealed of a log that the outside checkpoint contradicts: that could not be recorded.
+    std::fs::remove_file(scene.home.data().join("checkpoint")).unwrap();
+    let version = |wanted: u64| {
+        (400..leaves.len()).find(|at| leaves[*at].version == Some(session_model::Version(wanted))).unwrap()
+    };
+    let (second, third) = (version(2), version(3));
+    let edited = |at: usize, edit: &dyn Fn(&mut Leaf)| {
+        let mut commits = commits.clone();
+        let mut leaf = leaves[at].clone();
+        edit(&mut leaf);
+        commits[at].leaves[0] = leaf.encode().unwrap();
+        commits
+    };
+    let without = |at: usize| {
+        let mut commits = commits.clone();
+        commits.remove(at);
+        commits
+    };
+    let with = |at: usize, edit: &dyn Fn(&mut Leaf)| {
+        let mut commits = commits.clone();
+        let mut leaf = leaves[at].clone();
+        edit(&mut leaf);
+        let commit = Commit { leaves: vec![leaf.encode().unwrap()], ..commits[at].clone() };
+        commits.insert(at + 1, commit);
+        commits
+    };
+    let cases: [(&str, Vec<Commit>, usize, &str); 7] = [
+        ("gap", without(second), third - 1, "from version 1 to 3"),
+        ("link", edited(third, &|leaf| leaf.previous.as_mut().unwrap().hash.0[0] ^= 1), third, "does not link"),
+        ("begin", edited(second, &|leaf| leaf.previous = None), second, "begins a second time"),
+        (
+            "time",
+            edited(second, &|leaf| leaf.time = session_model::Timestamp::from_micros(1)),
+            second,
+            "before that of",
+        ),
+        ("realm", edited(second, &|leaf| leaf.realm = "other".parse().unwrap()), second, "another realm"),
+        (
+            "action",
+            edited(second, &|leaf| leaf.action = session_model::Action::SessionRenewed),
+            second,
+            "another event",
+        ),
+        (
+            "after",
+            with(third, &|leaf| {
+                let previous = leaf.previous.as_mut().unwrap();
+                previous.index = session_model::LeafIndex(third as u64);
+                previous.hash = merkle_log::leaf_hash(&leaves[third].encode().unwrap());
+                leaf.version = Some(session_model::Version(4));
+            }),
+            third + 1,
+            "had ended in entry",
+        ),
+    ];
+    for (name, commits, at, said) in cases {
+        let store = scene.store.copy(name);
+        store.replace(&commits, Some((&scene.origin, &scene.key)));
+        let (code, report) = scene.verify(&store, name, None, true);
+        assert_eq!(code, 1, "{name}: {report:#}");
+        let named = report["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|finding| finding["index"] == json!(at) && finding["what"].as_str().unwrap().contains(said));
+        assert!(named, "{name}: entry {at} is not named for it: {report:#}");
+    }
 }
 
 #[test]
