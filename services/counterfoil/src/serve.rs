@@ -12,26 +12,30 @@ use std::time::Duration;
 use access::{ApiKey, Keyholders};
 use actix_web::dev::{Server, Service as _};
 use actix_web::{App, HttpServer, web};
-use api_audit::{AuditApi, PublishedKey};
+use api_audit::{AuditApi, EvidenceApi, PublishedKey};
 use api_http::{Gate, GateKeeper};
 use api_rest::{Observed, RestApi};
 use audit_log::{GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use audit_search::Archive;
+use merkle_log::Signer;
 use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
 use session_service::{Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, SessionService};
 use session_view::SessionView;
 use telemetry::Metrics;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::anchor::Anchor;
+use crate::auditing::{Keeper, Recorder, RefusalLedger, gather, project};
 use crate::backends::{open_log, open_view};
-use crate::config::{Config, LogFormat};
-use crate::evidence::{Keeper, Recorder, RefusalLedger, gather, project};
+use crate::config::{Config, LogFormat, WhenWrong};
+use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
-use crate::key_files::KeyFiles;
+use crate::key_files::{KeyFiles, KnownKey};
 use crate::management::{self, Health};
+use crate::verification::{Checked, Verification};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -78,7 +82,7 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let keys = KeyFiles::open(&config.keys_dir(), size)?;
     let anchor = Anchor::new(config.anchor_file());
     let reader: Arc<dyn LogReader> = Arc::clone(&opened.store) as _;
-    let head = anchor.check(&*reader, keys.log_key.verifier()).await?;
+    let head = anchor.check(&*reader, &keys.verifiers()?).await?;
     let policies = config.policies()?.into_iter().map(|(realm, _, policy)| (realm, policy)).collect();
     let clock = MachineClock { start: Instant::now() };
     opened.store.prepare(head.size(), clock.wall()).await?;
@@ -94,12 +98,13 @@ pub(crate) fn service_of(
 ) -> Arc<SessionService> {
     let clock = Arc::new(LogClock::new(Arc::new(MachineClock { start: Instant::now() })));
     let bound = Duration::from_millis(config.view.max_staleness_ms);
+    let signers = core.keys.log_keys.into_iter().map(|key| Arc::new(key) as Arc<dyn Signer + Send + Sync>).collect();
     SessionService::start(
         Parts {
             log: core.log,
             view,
             keyring: core.keys.keyring,
-            identity: LogIdentity { origin: core.keys.origin, signers: vec![Arc::new(core.keys.log_key)] },
+            identity: LogIdentity { origin: core.keys.origin, signers },
             clock,
         },
         ServiceConfig {
@@ -117,6 +122,9 @@ pub(crate) fn service_of(
     )
 }
 
+/// Evidence bundles that are written at a time.
+const BUNDLES: usize = 2;
+
 /// Runs the service until it is told to stop.
 ///
 /// # Errors
@@ -133,7 +141,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let log = Arc::clone(&core.log);
     let anchor = core.anchor.clone();
     let origin: Arc<str> = core.keys.origin.as_str().into();
-    let vkey = core.keys.log_key.verifier().to_string();
+    let verifiers = core.keys.verifiers()?;
+    let known = published(&core.keys);
+    let vault = Vault { log: Arc::clone(&core.log), keyring: core.keys.keyring.clone() };
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
@@ -156,16 +166,40 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let keeper =
         tokio::spawn(keep_anchor(anchor.clone(), Arc::clone(&log), Duration::from_secs(config.anchor.interval_s)));
 
+    let verification = Verification::new();
+    verification.show(&metrics);
+    let clock = Arc::clone(&service);
+    let now: Arc<dyn Fn() -> Timestamp + Send + Sync> = Arc::new(move || clock.now());
+    let checker = (config.verify.within_s > 0).then(|| {
+        let checked = Checked {
+            log: Arc::clone(&log) as Arc<dyn LogReader>,
+            anchor: anchor.clone(),
+            keys: verifiers,
+            now: Arc::clone(&now),
+            within: Duration::from_secs(config.verify.within_s),
+        };
+        tokio::spawn(Arc::clone(&verification).run(checked))
+    });
+
     let health = Health {
         service: Arc::clone(&service),
         view: Arc::clone(&view),
         follower: Arc::clone(&follower),
         metrics: Arc::clone(&metrics),
         stopping: Arc::clone(&stopping),
+        verification: Arc::clone(&verification),
+        unready_when_wrong: config.verify.when_wrong == WhenWrong::Unready,
     };
     health.show();
-    let evidence = Evidence { archive, ledger: Arc::clone(&ledger) };
-    let api = Interfaces::new(&config, &service, &log, &holders, &metrics, evidence, origin, vkey)?;
+    let auditing = Auditing { archive, ledger: Arc::clone(&ledger) };
+    let mut api = Interfaces::new(&config, &service, &log, &holders, &metrics, auditing, origin, known)?;
+    api.evidence = Some(EvidenceApi {
+        audit: api.audit.clone(),
+        keys: Arc::new(vault),
+        now,
+        room: Arc::new(Semaphore::new(BUNDLES)),
+        last_check: verification,
+    });
     let (main, main_address) = api.listen(&config)?;
     let (management, management_address) = listen_management(&config, health)?;
     announce(&main_address, &management_address, &minted)?;
@@ -195,6 +229,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     refresher.abort();
     projecting.abort();
     keeper.abort();
+    if let Some(checker) = checker {
+        checker.abort();
+    }
     if let Some(checkpoint) = log.head().await.ok().and_then(|head| head.checkpoint)
         && let Err(failure) = anchor.keep(&checkpoint)
     {
@@ -289,6 +326,11 @@ async fn refresh(holders: Arc<Keyholders>, log: Arc<dyn LogStore>) {
     }
 }
 
+fn published(keys: &KeyFiles) -> Vec<PublishedKey> {
+    let publish = |key: &KnownKey| PublishedKey { vkey: key.vkey.clone(), from: key.from, until: key.until };
+    keys.known.iter().map(publish).collect()
+}
+
 /// Keeps the newest checkpoint outside the database.
 async fn keep_anchor(anchor: Anchor, log: Arc<dyn LogStore>, pause: Duration) {
     let mut kept = None;
@@ -321,7 +363,7 @@ fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
 }
 
 /// What the interfaces of auditors are made of.
-struct Evidence {
+struct Auditing {
     archive: Archive,
     ledger: Arc<RefusalLedger>,
 }
@@ -330,6 +372,7 @@ struct Evidence {
 struct Interfaces {
     rest: RestApi,
     audit: AuditApi,
+    evidence: Option<EvidenceApi>,
     metrics: Arc<Metrics>,
     openapi: web::Bytes,
     docs: bool,
@@ -343,12 +386,12 @@ impl Interfaces {
         log: &Arc<dyn LogStore>,
         holders: &Arc<Keyholders>,
         metrics: &Arc<Metrics>,
-        evidence: Evidence,
+        auditing: Auditing,
         origin: Arc<str>,
-        vkey: String,
+        keys: Vec<PublishedKey>,
     ) -> Result<Self, Failure> {
         let counter = Arc::clone(metrics);
-        let Evidence { archive, ledger } = evidence;
+        let Auditing { archive, ledger } = auditing;
         let keeper: GateKeeper = Arc::new(move |refused| {
             counter.refused(refused.reason);
             ledger.note(refused);
@@ -375,10 +418,10 @@ impl Interfaces {
             archive,
             recorder: Arc::new(Recorder(Arc::clone(service))),
             gate,
-            keys: Arc::new(vec![PublishedKey { vkey }]),
+            keys: Arc::new(keys),
         };
         let openapi = web::Bytes::from(api_rest::openapi_json()?);
-        Ok(Self { rest, audit, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
+        Ok(Self { rest, audit, evidence: None, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
     }
 
     fn listen(self, config: &Config) -> io::Result<(Server, String)> {
@@ -386,10 +429,12 @@ impl Interfaces {
             TcpListener::bind(&config.server.listen).map_err(|failure| named(failure, &config.server.listen))?;
         let address = listener.local_addr()?.to_string();
         let (rest, audit) = (web::Data::new(self.rest), web::Data::new(self.audit));
+        let evidence = self.evidence.map(web::Data::new);
         let (openapi, docs, metrics) = (self.openapi, self.docs, self.metrics);
         let mut server = HttpServer::new(move || {
             let metrics = Arc::clone(&metrics);
             let openapi = openapi.clone();
+            let evidence = evidence.clone();
             App::new()
                 .app_data(rest.clone())
                 .app_data(audit.clone())
@@ -408,6 +453,11 @@ impl Interfaces {
                 })
                 .configure(api_rest::configure)
                 .configure(api_audit::configure)
+                .configure(|config| {
+                    if let Some(evidence) = evidence {
+                        config.app_data(evidence).configure(api_audit::configure_evidence);
+                    }
+                })
                 .configure(|config| api_rest::configure_docs(config, openapi, docs))
                 .default_service(web::route().to(api_rest::not_found))
         })

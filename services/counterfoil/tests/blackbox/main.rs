@@ -12,6 +12,8 @@
 mod auditing;
 mod bad_input;
 mod bad_weather;
+mod evidence;
+mod log_keys;
 mod program;
 mod secrets;
 mod walk;
