@@ -20,15 +20,25 @@ def read(name):
         return file.read()
 
 
-[vkey] = read("vkey").decode().split()
-_, key_id, key = vkey.split("+", 2)
-typed = base64.b64decode(key)
-assert typed[0] == 1, "an Ed25519 key"
-der = Ed25519PublicKey.from_public_bytes(typed[1:]).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-keyring = trust.Keyring([SimpleNamespace(raw_bytes=der, key_details=trust.common_v1.PublicKeyDetails.PKIX_ED25519)])
+def known(vkey):
+    """The key id of a vkey line, and a keyring of it alone."""
+    _, key_id, key = vkey.split("+", 2)
+    kind, key = base64.b64decode(key)[0], base64.b64decode(key)[1:]
+    details = trust.common_v1.PublicKeyDetails
+    if kind == 1:
+        der = Ed25519PublicKey.from_public_bytes(key).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        details = details.PKIX_ED25519
+    else:
+        assert kind == 2, "Ed25519 or ECDSA"
+        der, details = key, details.PKIX_ECDSA_P256_SHA_256
+    return bytes.fromhex(key_id), trust.Keyring([SimpleNamespace(raw_bytes=der, key_details=details)])
 
 
-def entry(text, leaf):
+keys = [known(vkey) for vkey in read("vkeys").decode().split()]
+assert len(keys) == 2, "an Ed25519 key and an ECDSA key sign"
+
+
+def entry(text, leaf, key_id):
     """A receipt as sigstore keeps an entry of a transparency log."""
     head, note = text.split("\n\n", 1)
     first, index, *lines = head.split("\n")
@@ -41,14 +51,15 @@ def entry(text, leaf):
         hashes=[base64.b64decode(line) for line in lines],
         checkpoint=SimpleNamespace(envelope=note),
     )
-    log_id = SimpleNamespace(key_id=bytes.fromhex(key_id))
+    log_id = SimpleNamespace(key_id=key_id)
     return SimpleNamespace(_inner=SimpleNamespace(inclusion_proof=proof, canonicalized_body=leaf, log_id=log_id))
 
 
 def verify(text, leaf):
-    receipt = entry(text, leaf)
-    verify_merkle_inclusion(receipt)
-    verify_checkpoint(keyring, receipt)
+    for key_id, keyring in keys:
+        receipt = entry(text, leaf, key_id)
+        verify_merkle_inclusion(receipt)
+        verify_checkpoint(keyring, receipt)
 
 
 def refused(what, text, leaf):
@@ -71,4 +82,4 @@ for index in indices:
     refused(f"proof {index}", text.replace(first, other, 1), leaf)
     size = text.split("\n\n", 1)[1].split("\n")[1]
     refused(f"signature {index}", text.replace(f"\n{size}\n", f"\n{int(size) + 1}\n", 1), leaf)
-print(f"sigstore: {len(indices)} receipts with their checkpoints verified; every altered one refused")
+print(f"sigstore: {len(indices)} receipts with both signatures of their checkpoints verified; every altered one refused")

@@ -76,7 +76,7 @@ impl Tile {
 
     /// How long it may be kept: a full tile never changes. A partial one does not either, but nobody needs it for long.
     const fn caching(self) -> &'static str {
-        if self.width == WIDTH { "private, max-age=31536000, immutable" } else { "no-store" }
+        if self.width == WIDTH { "private, max-age=31536000, immutable" } else { "private, max-age=86400" }
     }
 
     fn answer(self, bytes: Vec<u8>) -> HttpResponse {

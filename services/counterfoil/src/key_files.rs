@@ -13,6 +13,8 @@ const KEK: &str = "kek";
 const LOG_KEY: &str = "log.pem";
 /// The key that signs beside the current one, between `log-key add` and `log-key retire`.
 const NEXT: &str = "log.next.pem";
+/// An ECDSA key whose signature stands beside.
+const P256: &str = "log.p256.pem";
 const VKEY: &str = "log.vkey";
 /// Every verifier key the log ever had, with the time it signed in: one JSON object a line. Made by the first `log-key add`.
 const KNOWN: &str = "log.keys";
@@ -25,6 +27,8 @@ pub(crate) struct KeyFiles {
     pub keyring: Keyring,
     /// Sign checkpoints, one line each: the current one, and during a rotation the next.
     pub log_keys: Vec<LogKey>,
+    /// Signs beside them, where ECDSA is asked for.
+    pub p256: Option<LogKey>,
     /// Every verifier key the log ever had: those that sign first, then past ones, the newest first.
     pub known: Vec<KnownKey>,
     /// The log's origin.
@@ -126,8 +130,15 @@ impl KeyFiles {
             let pem = read_or_make(&next, 0o600, || Err(SealError::Malformed("the next log key")))?;
             log_keys.push(LogKey::from_pem(&origin, &pem)?);
         }
-        let known = known(&dir.join(KNOWN), &log_keys)?;
-        Ok(Self { keyring: Keyring::new(&kek)?, log_keys, known, origin })
+        let p256 = dir.join(P256);
+        let p256 = if p256.exists() {
+            let pem = read_or_make(&p256, 0o600, || Err(SealError::Malformed("the ECDSA log key")))?;
+            Some(LogKey::from_pem(&origin, &pem)?)
+        } else {
+            None
+        };
+        let known = known(&dir.join(KNOWN), log_keys.iter().chain(&p256))?;
+        Ok(Self { keyring: Keyring::new(&kek)?, log_keys, p256, known, origin })
     }
 
     /// What verifies the log's checkpoints, past ones included.
@@ -138,7 +149,7 @@ impl KeyFiles {
         self.known.iter().map(|known| Ok(VerifierKey::parse(&known.vkey)?)).collect()
     }
 
-    /// Keeps a new key that signs beside the current one from the next start on.
+    /// Keeps a new key that signs beside the current one from the next start on: the next, or an ECDSA key.
     ///
     /// # Errors
     /// [`KeyFileError::Io`], also if there is one already.
@@ -146,8 +157,29 @@ impl KeyFiles {
         let mut known = self.known.clone();
         known.insert(1, KnownKey { vkey: key.verifier().to_string(), from: Some(now), until: None });
         write_known(dir, &known)?;
-        let path = dir.join(NEXT);
+        let path = dir.join(if key.verifier().is_ed25519() { NEXT } else { P256 });
         write_new(&path, 0o600, &key.to_pem()?).map_err(|source| KeyFileError::Io { path, source })
+    }
+
+    /// Destroys the ECDSA key; its verifier key is kept with the time it signed in.
+    ///
+    /// # Errors
+    /// [`KeyFileError`].
+    pub(crate) fn retire_p256(&self, dir: &Path, now: Timestamp) -> Result<(), KeyFileError> {
+        let path = dir.join(P256);
+        let Some(key) = &self.p256 else { return Err(KeyFileError::Malformed { path }) };
+        self.write_ended(dir, &key.verifier().to_string(), now)?;
+        fs::remove_file(&path)
+            .and_then(|()| File::open(dir)?.sync_all())
+            .map_err(|source| KeyFileError::Io { path, source })
+    }
+
+    fn write_ended(&self, dir: &Path, vkey: &str, now: Timestamp) -> Result<(), KeyFileError> {
+        let mut known = self.known.clone();
+        for key in known.iter_mut().filter(|key| key.vkey == vkey) {
+            key.until = Some(now);
+        }
+        write_known(dir, &known)
     }
 
     /// Makes the next key the current one; the one that was is destroyed, and its verifier key kept with the time it signed in.
@@ -158,12 +190,7 @@ impl KeyFiles {
         let [current, next] = self.log_keys.as_slice() else {
             return Err(KeyFileError::Malformed { path: dir.join(NEXT) });
         };
-        let current = current.verifier().to_string();
-        let mut known = self.known.clone();
-        for key in known.iter_mut().filter(|key| key.vkey == current) {
-            key.until = Some(now);
-        }
-        write_known(dir, &known)?;
+        self.write_ended(dir, &current.verifier().to_string(), now)?;
         let vkey = dir.join(VKEY);
         replace(&vkey, 0o644, vkey_line(std::slice::from_ref(next)).as_bytes())
             .map_err(|source| KeyFileError::Io { path: vkey, source })?;
@@ -179,7 +206,7 @@ fn vkey_line(keys: &[LogKey]) -> String {
 }
 
 /// The list of known keys: those of the file, and whichever of those that sign it does not have.
-fn known(path: &Path, signing: &[LogKey]) -> Result<Vec<KnownKey>, KeyFileError> {
+fn known<'a>(path: &Path, signing: impl Iterator<Item = &'a LogKey>) -> Result<Vec<KnownKey>, KeyFileError> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(failure) if failure.kind() == io::ErrorKind::NotFound => String::new(),

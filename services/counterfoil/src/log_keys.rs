@@ -26,9 +26,17 @@ pub(crate) enum LogKeyCommand {
     /// Lists the log's verifier keys and the time each signed in
     List,
     /// Makes a key that signs beside the current one, once each node has been started again
-    Add,
+    Add {
+        /// An ECDSA key on P-256, to sign beside Ed25519 for good
+        #[arg(long)]
+        p256: bool,
+    },
     /// Destroys the current key; the one that was added takes its place, once each node has been started again
-    Retire,
+    Retire {
+        /// Destroys the ECDSA key instead; nothing takes its place
+        #[arg(long)]
+        p256: bool,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +62,20 @@ pub(crate) async fn run_log_key_command(
     let size = core.log.head().await?.size();
     match command {
         LogKeyCommand::List => {}
-        LogKeyCommand::Add => {
+        LogKeyCommand::Add { p256: true } => {
+            if core.keys.p256.is_some() {
+                return Err("there is an ECDSA key already".into());
+            }
+            let key = LogKey::generate_p256(&core.keys.origin)?;
+            let now = record(core, config, Action::KeyCreated, &key.verifier().to_string()).await?;
+            KeyFiles::open(&dir, size)?.add(&dir, &key, now)?;
+        }
+        LogKeyCommand::Retire { p256: true } => {
+            let key = core.keys.p256.as_ref().ok_or("there is no ECDSA key")?.verifier().to_string();
+            let now = record(core, config, Action::KeyRevoked, &key).await?;
+            KeyFiles::open(&dir, size)?.retire_p256(&dir, now)?;
+        }
+        LogKeyCommand::Add { p256: false } => {
             if core.keys.log_keys.len() > 1 {
                 return Err("a key was added already: retire the old one first".into());
             }
@@ -62,7 +83,7 @@ pub(crate) async fn run_log_key_command(
             let now = record(core, config, Action::KeyCreated, &key.verifier().to_string()).await?;
             KeyFiles::open(&dir, size)?.add(&dir, &key, now)?;
         }
-        LogKeyCommand::Retire => {
+        LogKeyCommand::Retire { p256: false } => {
             let [current, next] = core.keys.log_keys.as_slice() else {
                 return Err("there is no key to take its place: add one first".into());
             };

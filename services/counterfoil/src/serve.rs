@@ -98,7 +98,13 @@ pub(crate) fn service_of(
 ) -> Arc<SessionService> {
     let clock = Arc::new(LogClock::new(Arc::new(MachineClock { start: Instant::now() })));
     let bound = Duration::from_millis(config.view.max_staleness_ms);
-    let signers = core.keys.log_keys.into_iter().map(|key| Arc::new(key) as Arc<dyn Signer + Send + Sync>).collect();
+    let signers = core
+        .keys
+        .log_keys
+        .into_iter()
+        .chain(core.keys.p256)
+        .map(|key| Arc::new(key) as Arc<dyn Signer + Send + Sync>)
+        .collect();
     SessionService::start(
         Parts {
             log: core.log,

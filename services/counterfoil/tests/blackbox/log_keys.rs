@@ -71,6 +71,16 @@ fn the_log_key_is_rotated_with_an_overlap_of_two_signatures() {
         !std::fs::read_dir(home.data().join("keys")).unwrap().any(|file| file.unwrap().file_name() == "log.next.pem")
     );
 
+    // An ECDSA signature beside it, for where only that is approved: nobody who knows the Ed25519 key is disturbed.
+    let (code, said) = home.run(&["log-key", "add", "--p256", "--output", "json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let (fourth, keys) = turn();
+    let ecdsa = keys.as_array().unwrap().iter().find(|key| key["vkey"].as_str().unwrap().contains("+AjBZ")).unwrap();
+    assert_eq!((signatures(&fourth), &ecdsa["current"]), (2, &json!(true)));
+    assert_eq!(verify(&[&old, &new, ecdsa["vkey"].as_str().unwrap()], &third).0, 0);
+    assert_eq!(home.run(&["log-key", "retire", "--p256"]).0, Some(0));
+    assert_eq!(signatures(&turn().0), 1);
+
     // Each step is an entry that names the key; and the whole log, signed with both, still checks itself.
     let program = home.start();
     let entries = program.json(AUDITOR, "GET", "/v1/audit/entries?limit=500", None).json();
