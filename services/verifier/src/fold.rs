@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use session_model::{
-    Action, Head, KeyId, LeafHash, LeafIndex, PreviousLeaf, RealmName, Recorded, Session, SessionId, Timestamp,
-    TreeSize, Version, apply,
+    Action, Head, KeyId, LeafHash, LeafIndex, Outcome, PreviousLeaf, RealmName, Recorded, Session, SessionId,
+    Timestamp, TreeSize, Version, apply,
 };
 
 use crate::group::{Entry, Group, Part};
@@ -43,6 +43,8 @@ pub(crate) struct Fold {
     sessions: HashMap<SessionId, Last>,
     erased: BTreeMap<KeyId, Erased>,
     recorded: Vec<(u64, Option<KeyId>)>,
+    /// The key that a session had of its own before its subject was bound to it, and the subject's: they are destroyed together.
+    owners: BTreeMap<KeyId, KeyId>,
     /// What is wrong with the tree: never with what a good checkpoint covers.
     tree: Vec<Finding>,
     findings: Vec<Finding>,
@@ -60,6 +62,7 @@ impl Fold {
             sessions: HashMap::new(),
             erased: BTreeMap::new(),
             recorded: Vec::new(),
+            owners: BTreeMap::new(),
             tree: Vec::new(),
             findings: Vec::new(),
             report,
@@ -129,8 +132,16 @@ impl Fold {
                 pruned.last = entry.index;
             }
         }
-        if entry.leaf.session_id.is_none() && takes_away(&entry.leaf.action) {
-            self.recorded.push((entry.index, entry.leaf.data_key));
+        if entry.leaf.session_id.is_none() && entry.leaf.outcome == Outcome::Success && takes_away(&entry.leaf.action) {
+            // An erasure names the key that it destroyed: it is sealed by another, since that one is gone.
+            let named = entry.leaf.detail.get("subject_key").and_then(|key| key.parse().ok());
+            self.recorded.push((entry.index, named.or(entry.leaf.data_key)));
+        }
+        if self.revealed
+            && entry.leaf.action == Action::SessionAuthenticated
+            && let (Some(id), Some(key)) = (entry.leaf.session_id, entry.leaf.data_key)
+        {
+            self.owners.insert(KeyId::new(id.uuid()), key);
         }
     }
 
@@ -243,6 +254,12 @@ impl Fold {
             if let Some(erased) = key.and_then(|key| self.erased.get_mut(&key)) {
                 erased.recorded_at.get_or_insert(*index);
             }
+        }
+        let explained: BTreeMap<KeyId, u64> =
+            self.recorded.iter().filter_map(|(index, key)| Some(((*key)?, *index))).collect();
+        for (key, erased) in &mut self.erased {
+            let owner = self.owners.get(key).and_then(|owner| explained.get(owner));
+            erased.recorded_at = erased.recorded_at.or(owner.copied());
         }
         self.report.erased = self.erased.into_values().collect();
         if let Some(pruned) = &mut self.report.pruned {

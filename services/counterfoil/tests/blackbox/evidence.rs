@@ -271,3 +271,30 @@ fn a_bundle_holds_what_was_asked_for_and_says_so() {
         assert!(Leaf::decode(&bytes).is_ok());
     }
 }
+
+/// A whole bundle after an erasure proves, opens what is left, and says for each key that is gone which entry destroyed it.
+#[test]
+fn a_bundle_says_what_was_erased_and_by_which_entry() {
+    let home = Home::new();
+    let program = home.start();
+    let anonymous = program.app("POST", "/v1/sessions", Some(json!({}))).json();
+    let early = anonymous["id"].as_str().unwrap();
+    let login = json!({"subject": "alice", "methods": ["pwd"]});
+    assert_eq!(program.app("POST", &format!("/v1/sessions/{early}/authenticate"), Some(login)).status, 200);
+    create(&program, APPLICATION, "bob");
+    let erased = program.json(AUDITOR, "POST", "/v1/audit/subjects/alice/erasure", None).json();
+    assert_eq!(erased["keys_destroyed"], 2, "{erased}");
+
+    let out = home.folder.path().join("after.zip");
+    let arguments = ["audit", "bundle", out.to_str().unwrap(), "--reveal", "--purpose", "case-8"];
+    assert_eq!(home.run(&arguments).0, Some(0));
+    let (code, report) = verified(&home, &out, &[]);
+    assert_eq!(code, 0, "{report:#}");
+    let keys = report["erased"].as_array().unwrap();
+    let recorded: Vec<&Value> = keys.iter().map(|key| &key["recorded_at"]).collect();
+    assert_eq!(recorded, [&erased["receipt"]["index"]; 2], "{report:#}");
+    assert!(
+        keys.iter().any(|key| key["data_key"] == erased["subject_key"])
+            && keys.iter().any(|key| key["data_key"] == early)
+    );
+}
