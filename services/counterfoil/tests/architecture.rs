@@ -12,6 +12,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("session-model", &[]),
     ("merkle-log", &["session-model"]),
     ("sealing", &["merkle-log", "session-model"]),
+    ("audit-export", &["session-model"]),
     // Ports.
     ("audit-log", &["merkle-log", "session-model"]),
     ("session-view", &["session-model"]),
