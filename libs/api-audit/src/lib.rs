@@ -4,11 +4,13 @@
 //! there is nothing here to touch it with. Every call is itself an entry of the log, appended before it is answered.
 
 mod documents;
+mod export;
 mod routes;
 
 pub use documents::{
     ConsistencyDocument, EntriesDocument, EntryDocument, InclusionDocument, KeyDocument, KeysDocument,
 };
+pub use export::{__path_export_entries, export_entries};
 pub use routes::*;
 
 use std::sync::Arc;

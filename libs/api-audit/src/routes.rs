@@ -13,10 +13,10 @@ use session_model::{Detail, Digest, Leaf, LeafIndex, RealmName, SessionId, TreeS
 use session_service::Caller;
 use tracing::{error, warn};
 
-use crate::AuditApi;
 use crate::documents::{
     ConsistencyDocument, EntriesDocument, EntryDocument, InclusionDocument, KeyDocument, KeysDocument,
 };
+use crate::{AuditApi, export};
 
 /// Adds the auditor's routes.
 pub fn configure(config: &mut web::ServiceConfig) {
@@ -35,16 +35,17 @@ pub fn configure(config: &mut web::ServiceConfig) {
             web::resource("/v1/audit/proofs/consistency")
                 .route(web::get().to(prove_consistency))
                 .default_service(only_get()),
-        );
+        )
+        .configure(export::configure);
 }
 
-async fn only_get(request: HttpRequest) -> HttpResponse {
+pub(crate) async fn only_get(request: HttpRequest) -> HttpResponse {
     let problem = Problem::new(ProblemCode::MethodNotAllowed, "GET only").with(header::ALLOW, "GET");
     answer(&request, Err(problem))
 }
 
 /// Lets an auditor in, and records what is about to be read before anything is.
-async fn admit(api: &AuditApi, request: &HttpRequest, detail: Detail) -> Result<Caller, Problem> {
+pub(crate) async fn admit(api: &AuditApi, request: &HttpRequest, detail: Detail) -> Result<Caller, Problem> {
     let caller = api.gate.admit(request, Permission::ReadLog)?.caller;
     let route = request.match_pattern().unwrap_or_default();
     let mut what = detail;
@@ -112,7 +113,7 @@ pub async fn list_entries(api: web::Data<AuditApi>, request: HttpRequest) -> Htt
 }
 
 /// Only an id is a fact for the leaf: whatever else somebody asks for may be personal data.
-fn plain_id(text: &str) -> String {
+pub(crate) fn plain_id(text: &str) -> String {
     text.parse::<SessionId>().map_or_else(|_| "malformed".to_owned(), |id| id.to_string())
 }
 
@@ -205,7 +206,7 @@ fn document(stored: StoredEntry, realm: &RealmName) -> Result<Option<EntryDocume
     }))
 }
 
-fn read_problem(failure: ReadError) -> Problem {
+pub(crate) fn read_problem(failure: ReadError) -> Problem {
     warn!(failure = &failure as &dyn std::error::Error, "the log cannot be read for an auditor");
     match failure {
         ReadError::Unavailable(_) => Problem::new(ProblemCode::LogUnavailable, "try again shortly"),
@@ -376,12 +377,12 @@ pub async fn prove_consistency(api: web::Data<AuditApi>, request: HttpRequest) -
     answer(&request, outcome.await)
 }
 
-fn number(name: &str, given: Option<String>) -> Result<Option<u64>, Problem> {
+pub(crate) fn number(name: &str, given: Option<String>) -> Result<Option<u64>, Problem> {
     let malformed = |_| Problem::malformed(&format!("#query/{name}"), "must be a whole number");
     given.map(|text| text.parse::<u64>().map_err(malformed)).transpose()
 }
 
-fn missing(name: &str) -> Problem {
+pub(crate) fn missing(name: &str) -> Problem {
     Problem::malformed(&format!("#query/{name}"), "is required")
 }
 

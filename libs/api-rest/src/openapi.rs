@@ -32,6 +32,7 @@ use crate::sessions;
         api_audit::get_keys,
         api_audit::prove_inclusion,
         api_audit::prove_consistency,
+        api_audit::export_entries,
     ),
     modifiers(&Credentials),
     tags(

@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use counterfoil_verify::{VerifyArgs, VerifyError, verify};
 use serde::Serialize;
 
+use crate::audit_commands::{AuditCommand, run_audit_command};
 use crate::config::Config;
 use crate::key_commands::{KeyCommand, run_key_command};
 use crate::output::{Output, write};
@@ -50,6 +51,9 @@ enum Command {
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Asks a running service for entries of its log, as an auditor
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// The realms of the configuration
     #[command(subcommand)]
     Realm(RealmCommand),
@@ -106,6 +110,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             writeln!(io::stdout(), "the schema is up to date")?;
         }
         Command::Key(command) => runtime()?.block_on(run_key_command(&common.load()?, command, common.output))?,
+        Command::Audit(command) => run_audit_command(command, common.output)?,
         Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
         Command::Config(ConfigCommand::Check) => {
             common.load()?;

@@ -1,6 +1,7 @@
 //! `counterfoil`: the audited session service. The only code that names concrete backends.
 
 mod anchor;
+mod audit_commands;
 mod backends;
 mod cli;
 mod config;

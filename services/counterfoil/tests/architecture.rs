@@ -25,9 +25,13 @@ const MAY: &[(&str, &[&str])] = &[
     ("access", &["audit-log", "sealing", "session-model"]),
     // Mouths.
     ("api-http", &["access", "sealing", "session-model", "session-service"]),
-    ("api-audit", &["access", "api-http", "audit-log", "merkle-log", "session-model", "session-service"]),
+    (
+        "api-audit",
+        &["access", "api-http", "audit-export", "audit-log", "merkle-log", "session-model", "session-service"],
+    ),
     ("api-rest", &["access", "api-audit", "api-http", "audit-log", "sealing", "session-model", "session-service"]),
     ("telemetry", &[]),
+    ("http-client", &[]),
     // The offline verifier shares only pure crates with the server.
     ("counterfoil-verify", &["merkle-log", "session-model"]),
     ("counterfoil-bench-peers", &[]),

@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod bad_weather;
+mod export;
 mod program;
 mod secrets;
 mod walk;

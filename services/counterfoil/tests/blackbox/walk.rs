@@ -73,7 +73,15 @@ fn roles_are_separate_on_every_route() {
         ("DELETE", "/v1/subjects/a/sessions".to_owned(), None),
         ("DELETE", format!("/v1/sessions/{id}"), None),
     ];
-    let audit = ["entries", "entries/0", "checkpoint", "keys", "proofs/inclusion?index=0", "proofs/consistency?from=1"];
+    let audit = [
+        "entries",
+        "entries/0",
+        "checkpoint",
+        "keys",
+        "proofs/inclusion?index=0",
+        "proofs/consistency?from=1",
+        "export?format=jsonl",
+    ];
     let audit = audit.map(|path| ("GET", format!("/v1/audit/{path}"), None));
     let bulk = [("DELETE", "/v1/sessions?confirm=true".to_owned(), None)];
     let receipts = [("GET", "/v1/receipts/0".to_owned(), None)];
