@@ -32,6 +32,13 @@ pub struct Record<'a> {
     pub opened: Option<&'a SealedPart>,
 }
 
+impl Record<'_> {
+    /// What the entry records, as the word that stands in its leaf.
+    pub const fn action(&self) -> &'static str {
+        line::action(self.leaf.action)
+    }
+}
+
 /// How entries are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {

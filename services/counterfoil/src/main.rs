@@ -10,6 +10,7 @@ mod key_files;
 mod management;
 mod output;
 mod serve;
+mod sinks;
 
 use std::error::Error;
 use std::io::Write;

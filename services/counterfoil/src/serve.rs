@@ -16,7 +16,7 @@ use api_audit::{AuditApi, PublishedKey, ReadRecorder};
 use api_http::{Gate, Problem};
 use api_rest::{Observed, RestApi};
 use async_trait::async_trait;
-use audit_log::{GroupCommitConfig, LogIdentity, LogReader, LogStore};
+use audit_log::{DeliveryCursors, GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use session_model::{Action, Detail, Outcome, Policy, RealmName, Role, Timestamp};
 use session_service::{
     Caller, Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, ServiceError, SessionService,
@@ -33,13 +33,21 @@ use crate::config::{Config, LogFormat};
 use crate::key_commands::credential;
 use crate::key_files::KeyFiles;
 use crate::management::{self, Health};
+use crate::sinks::Sinks;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// The machine's clocks: the one place that reads them.
 #[derive(Debug)]
-struct MachineClock {
+pub(crate) struct MachineClock {
     start: Instant,
+}
+
+impl MachineClock {
+    /// From now on.
+    pub(crate) fn new() -> Self {
+        Self { start: Instant::now() }
+    }
 }
 
 impl Clock for MachineClock {
@@ -58,6 +66,8 @@ impl Clock for MachineClock {
 pub(crate) struct Core {
     /// The log, checked against itself and the outside checkpoint.
     pub log: Arc<dyn LogStore>,
+    /// How far sinks have come.
+    pub cursors: Arc<dyn DeliveryCursors>,
     /// Whether other machines may write it too.
     pub shared: bool,
     /// The keys.
@@ -81,9 +91,9 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let reader: Arc<dyn LogReader> = Arc::clone(&opened.store) as _;
     let head = anchor.check(&*reader, keys.log_key.verifier()).await?;
     let policies = config.policies()?.into_iter().map(|(realm, _, policy)| (realm, policy)).collect();
-    let clock = MachineClock { start: Instant::now() };
+    let clock = MachineClock::new();
     opened.store.prepare(head.size(), clock.wall()).await?;
-    Ok(Core { log: opened.store, shared: opened.shared, keys, anchor, policies })
+    Ok(Core { log: opened.store, cursors: opened.cursors, shared: opened.shared, keys, anchor, policies })
 }
 
 /// The service on a core and a view.
@@ -93,7 +103,7 @@ pub(crate) fn service_of(
     view: Arc<dyn SessionView>,
     view_shared: bool,
 ) -> Arc<SessionService> {
-    let clock = Arc::new(LogClock::new(Arc::new(MachineClock { start: Instant::now() })));
+    let clock = Arc::new(LogClock::new(Arc::new(MachineClock::new())));
     let bound = Duration::from_millis(config.view.max_staleness_ms);
     SessionService::start(
         Parts {
@@ -133,6 +143,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let (view, view_shared) = open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
     let log = Arc::clone(&core.log);
     let anchor = core.anchor.clone();
+    let cursors = Arc::clone(&core.cursors);
     let origin: Arc<str> = core.keys.origin.as_str().into();
     let vkey = core.keys.log_key.verifier().to_string();
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
@@ -153,6 +164,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let keeper =
         tokio::spawn(keep_anchor(anchor.clone(), Arc::clone(&log), Duration::from_secs(config.anchor.interval_s)));
 
+    let sinks = Sinks::start(&config, &log, cursors).await?;
+    sinks.show(&metrics);
     let health = Health {
         service: Arc::clone(&service),
         view: Arc::clone(&view),
@@ -186,6 +199,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     if timeout(Duration::from_secs(config.server.drain_s), service.close()).await.is_err() {
         error!("the log did not take what was waiting in time");
     }
+    // The last entries are in the log: what the other side takes in time need not wait for the next start.
+    sinks.close(Duration::from_secs(config.server.drain_s)).await;
     refresher.abort();
     keeper.abort();
     if let Some(checkpoint) = log.head().await.ok().and_then(|head| head.checkpoint)

@@ -20,6 +20,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "session-model"]),
     ("session-view-redis", &["session-view", "session-model"]),
+    ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
     // The service and who may ask it.
     ("session-service", &["audit-log", "merkle-log", "sealing", "session-model", "session-view"]),
     ("access", &["audit-log", "sealing", "session-model"]),
@@ -91,7 +92,7 @@ fn pure_crates_do_no_io() {
 #[test]
 fn only_the_composition_root_names_an_adapter() {
     for (name, depends_on) in dependencies() {
-        for adapter in ["audit-log-sqlite", "audit-log-postgres", "session-view-redis"] {
+        for adapter in ["audit-log-sqlite", "audit-log-postgres", "session-view-redis", "audit-sinks"] {
             assert!(name == "counterfoil" || !depends_on.contains(adapter), "{name} names {adapter}");
         }
     }

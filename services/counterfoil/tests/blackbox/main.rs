@@ -14,4 +14,5 @@ mod bad_weather;
 mod export;
 mod program;
 mod secrets;
+mod sinks;
 mod walk;
