@@ -82,14 +82,14 @@ impl signed_note::Signer for LogKey {
 /// Verifies the signatures of one key. Displays as a C2SP vkey line.
 #[derive(Clone)]
 pub struct VerifierKey {
-    name: String,
+    pub(crate) name: String,
     id: u32,
-    raw: Vec<u8>,
+    pub(crate) raw: Vec<u8>,
     key: PKey<Public>,
 }
 
 impl VerifierKey {
-    fn new(name: &str, raw: &[u8]) -> Result<Self, SealError> {
+    pub(crate) fn new(name: &str, raw: &[u8]) -> Result<Self, SealError> {
         let key = PKey::public_key_from_raw_bytes(raw, Id::ED25519)?;
         let mut typed = vec![ED25519];
         typed.extend_from_slice(raw);

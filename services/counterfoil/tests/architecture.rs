@@ -13,6 +13,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("merkle-log", &["session-model"]),
     ("sealing", &["merkle-log", "session-model"]),
     ("audit-export", &["session-model"]),
+    ("witness", &["merkle-log", "sealing", "session-model"]),
     // Ports.
     ("audit-log", &["merkle-log", "session-model"]),
     ("session-view", &["session-model"]),
@@ -21,6 +22,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-log-postgres", &["audit-log", "merkle-log", "session-model"]),
     ("session-view-redis", &["session-view", "session-model"]),
     ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
+    ("anchors", &["audit-log", "http-client", "merkle-log", "sealing", "session-model"]),
     // The service and who may ask it.
     ("session-service", &["audit-log", "merkle-log", "sealing", "session-model", "session-view"]),
     ("access", &["audit-log", "sealing", "session-model"]),
@@ -92,7 +94,7 @@ fn pure_crates_do_no_io() {
 #[test]
 fn only_the_composition_root_names_an_adapter() {
     for (name, depends_on) in dependencies() {
-        for adapter in ["audit-log-sqlite", "audit-log-postgres", "session-view-redis", "audit-sinks"] {
+        for adapter in ["audit-log-sqlite", "audit-log-postgres", "session-view-redis", "audit-sinks", "anchors"] {
             assert!(name == "counterfoil" || !depends_on.contains(adapter), "{name} names {adapter}");
         }
     }
