@@ -28,6 +28,12 @@ pub trait ReadRecorder: Send + Sync + 'static {
     async fn record(&self, caller: &Caller, detail: Detail) -> Result<(), Problem>;
 }
 
+/// The checkpoints that witnesses have cosigned.
+pub trait CosignedCheckpoints: Send + Sync + 'static {
+    /// The newest that has its quorum, with the lines of the witnesses; `None` if there is none.
+    fn newest(&self) -> Option<String>;
+}
+
 /// A verifier key and the period it signs in.
 #[derive(Debug, Clone)]
 pub struct PublishedKey {
@@ -46,6 +52,8 @@ pub struct AuditApi {
     pub gate: Gate,
     /// The log's verifier keys, the current one first.
     pub keys: Arc<Vec<PublishedKey>>,
+    /// What witnesses have cosigned.
+    pub cosigned: Arc<dyn CosignedCheckpoints>,
 }
 
 impl std::fmt::Debug for AuditApi {

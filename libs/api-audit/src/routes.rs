@@ -253,18 +253,28 @@ pub async fn get_entry(api: web::Data<AuditApi>, request: HttpRequest) -> HttpRe
     tag = "Audit",
     operation_id = "getCheckpoint",
     security(("api_key" = [])),
+    params(("cosigned" = Option<bool>, Query, description = "true: the newest that a quorum of witnesses has cosigned, their lines included")),
     responses(
         (status = 200, body = String, content_type = "text/plain", description = "C2SP signed note"),
-        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 429"),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable"),
     )
 )]
 pub async fn get_checkpoint(api: web::Data<AuditApi>, request: HttpRequest) -> HttpResponse {
     let outcome = async {
-        let [] = query(&request, [])?;
+        let [cosigned] = query(&request, ["cosigned"])?;
         admit(&api, &request, Detail::new()).await?;
-        let head = api.log.head().await.map_err(read_problem)?;
-        let checkpoint = head.checkpoint.ok_or_else(|| nothing_there("the log is empty"))?;
+        let checkpoint = match cosigned.as_deref() {
+            None | Some("false") => {
+                let head = api.log.head().await.map_err(read_problem)?;
+                head.checkpoint.ok_or_else(|| nothing_there("the log is empty"))?
+            }
+            Some("true") => api
+                .cosigned
+                .newest()
+                .ok_or_else(|| nothing_there("no checkpoint has been cosigned by a quorum of witnesses"))?,
+            Some(_) => return Err(Problem::malformed("#query/cosigned", "must be true or false")),
+        };
         Ok(HttpResponse::Ok()
             .content_type("text/plain; charset=utf-8")
             .insert_header((header::CACHE_CONTROL, "no-store"))

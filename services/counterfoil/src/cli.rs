@@ -17,6 +17,7 @@ use crate::audit_commands::{AuditCommand, run_audit_command};
 use crate::config::Config;
 use crate::key_commands::{KeyCommand, run_key_command};
 use crate::output::{Output, write};
+use crate::witness::{WitnessArgs, run_witness};
 use crate::{backends, serve};
 
 /// Audited sessions: every change is an entry of an append-only, signed log before it is acknowledged.
@@ -54,6 +55,8 @@ enum Command {
     /// Asks a running service for entries of its log, as an auditor
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Runs a witness of other people's logs: cosigns checkpoints that extend what it has seen
+    Witness(WitnessArgs),
     /// The realms of the configuration
     #[command(subcommand)]
     Realm(RealmCommand),
@@ -111,6 +114,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::Key(command) => runtime()?.block_on(run_key_command(&common.load()?, command, common.output))?,
         Command::Audit(command) => run_audit_command(command, common.output)?,
+        Command::Witness(args) => runtime()?.block_on(run_witness(args))?,
         Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
         Command::Config(ConfigCommand::Check) => {
             common.load()?;

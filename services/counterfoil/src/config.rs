@@ -36,6 +36,8 @@ pub(crate) struct Config {
     pub cluster: Cluster,
     /// The newest checkpoint, kept outside the database.
     pub anchor: Anchor,
+    /// Further places outside the database for checkpoints, and witnesses.
+    pub anchors: Anchors,
     /// Where entries are pushed to, by name. Default: nowhere.
     pub sinks: BTreeMap<String, Sink>,
     /// Realms by name. Default: one, `default`, of profile `default`.
@@ -157,6 +159,92 @@ pub(crate) struct Anchor {
     pub file: Option<PathBuf>,
     /// Seconds between writes, when there is something new. Default 1.
     pub interval_s: u64,
+}
+
+/// Further places outside the database for checkpoints, and witnesses.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Anchors {
+    /// An object store. Default: none.
+    pub s3: Option<S3Section>,
+    /// Witnesses that others run (`counterfoil witness`, or any C2SP tlog-witness), by a name for people. Default: none.
+    pub witnesses: BTreeMap<String, Witness>,
+    /// How many witnesses must cosign a checkpoint before it is shown as cosigned. From 1 to their number. Default 0, for none.
+    pub quorum: usize,
+    /// Seconds between two checkpoints that are cosigned. Default 10.
+    pub witness_interval_s: u64,
+}
+
+/// An object store that speaks the S3 API.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct S3Section {
+    /// For instance `https://s3.eu-central-1.amazonaws.com`. The bucket is named in the path.
+    pub endpoint: String,
+    /// Region that requests are signed for. Default `us-east-1`.
+    #[serde(default = "s3_region")]
+    pub region: String,
+    /// The bucket: versioned, with object lock enabled.
+    pub bucket: String,
+    /// Put before every key. Default `counterfoil/`.
+    #[serde(default = "s3_prefix")]
+    pub prefix: String,
+    /// File with the access key's id.
+    pub access_key_file: PathBuf,
+    /// File with the secret access key.
+    pub secret_key_file: PathBuf,
+    /// How a checkpoint is locked: `compliance` (nobody shortens it), `governance`, or as the `bucket`'s default says. Default `compliance`.
+    #[serde(default)]
+    pub mode: S3Mode,
+    /// Days for which each is locked. Default 400.
+    #[serde(default = "s3_days")]
+    pub retention_days: u32,
+    /// PEM file of the certificate authorities to trust. Default: the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Seconds between writes, when there is something new. Each is an object of its own. Default 60.
+    #[serde(default = "s3_interval")]
+    pub interval_s: u64,
+}
+
+fn s3_region() -> String {
+    "us-east-1".into()
+}
+
+fn s3_prefix() -> String {
+    "counterfoil/".into()
+}
+
+fn s3_days() -> u32 {
+    400
+}
+
+fn s3_interval() -> u64 {
+    60
+}
+
+/// How a checkpoint in an object store is locked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum S3Mode {
+    #[default]
+    Compliance,
+    Governance,
+    Bucket,
+}
+
+/// A witness.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Witness {
+    /// Submission prefix: `/add-checkpoint` is put behind it. `https`, or `http` to a loopback address.
+    pub url: String,
+    /// Its verifier key, a C2SP vkey line of an Ed25519 cosigner.
+    pub vkey: String,
+    /// PEM file of the certificate authorities to trust. Default: the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Where entries are pushed to.
@@ -381,6 +469,7 @@ impl Default for Config {
             },
             cluster: Cluster { transport: Transport::None },
             anchor: Anchor { file: None, interval_s: 1 },
+            anchors: Anchors { s3: None, witnesses: BTreeMap::new(), quorum: 0, witness_interval_s: 10 },
             sinks: BTreeMap::new(),
             realms: [("default".to_owned(), Realm { profile: Profile::Default, overrides: Overrides::default() })]
                 .into(),

@@ -1,6 +1,6 @@
 //! `counterfoil`: the audited session service. The only code that names concrete backends.
 
-mod anchor;
+mod anchors;
 mod audit_commands;
 mod backends;
 mod cli;
@@ -11,6 +11,7 @@ mod management;
 mod output;
 mod serve;
 mod sinks;
+mod witness;
 
 use std::error::Error;
 use std::io::Write;

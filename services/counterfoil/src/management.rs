@@ -11,6 +11,8 @@ use session_view::SessionView;
 use telemetry::Metrics;
 use tracing::error;
 
+use crate::anchors::{AnchorsReadiness, AnchorsView};
+
 /// What the management port looks at.
 #[derive(Clone)]
 pub(crate) struct Health {
@@ -24,6 +26,8 @@ pub(crate) struct Health {
     pub metrics: Arc<Metrics>,
     /// Set when the service begins to stop.
     pub stopping: Arc<AtomicBool>,
+    /// Checkpoints outside the database.
+    pub anchors: AnchorsView,
 }
 
 /// How long the log may have been out of reach before the node is not ready.
@@ -35,6 +39,7 @@ struct Readiness {
     stopping: bool,
     log: LogReadiness,
     view: ViewReadiness,
+    anchors: AnchorsReadiness,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,9 +73,10 @@ impl Health {
         let readable = self.service.log_silence() < LOG_SILENCE;
         let writable = self.service.is_available();
         let stopping = self.stopping.load(Ordering::Relaxed);
+        let anchors = self.anchors.readiness();
         Readiness {
             // A view out of reach does not count: reads fall back to the log, and writes go on.
-            ready: readable && writable && !stopping,
+            ready: readable && writable && !stopping && !anchors.contradicted,
             stopping,
             log: LogReadiness { readable, writable, size: size.0, waiting: self.service.waiting() },
             view: ViewReadiness {
@@ -86,6 +92,7 @@ impl Health {
                 rebuild_seconds: follower.rebuild_seconds,
                 rebuild_entries: follower.rebuild_entries,
             },
+            anchors,
         }
     }
 
@@ -96,6 +103,7 @@ impl Health {
             // The gauge must not keep the metrics alive that keep the gauge.
             let metrics = Arc::downgrade(&health.metrics);
             let (service, view, follower, stopping) = (health.service, health.view, health.follower, health.stopping);
+            let anchors = health.anchors;
             self.metrics.gauge(name, unit, move || {
                 metrics.upgrade().map_or(0.0, |metrics| {
                     let health = Health {
@@ -103,6 +111,7 @@ impl Health {
                         view: Arc::clone(&view),
                         follower: Arc::clone(&follower),
                         stopping: Arc::clone(&stopping),
+                        anchors: anchors.clone(),
                         metrics,
                     };
                     read(&health.readiness())

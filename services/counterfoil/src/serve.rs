@@ -27,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::anchor::Anchor;
+use crate::anchors::{AnchorsView, Places, Running};
 use crate::backends::{open_log, open_view};
 use crate::config::{Config, LogFormat};
 use crate::key_commands::credential;
@@ -72,8 +72,8 @@ pub(crate) struct Core {
     pub shared: bool,
     /// The keys.
     pub keys: KeyFiles,
-    /// The outside checkpoint.
-    pub anchor: Anchor,
+    /// Places of checkpoints outside the database.
+    pub places: Places,
     /// The realms and what each demands.
     pub policies: HashMap<RealmName, Policy>,
 }
@@ -87,13 +87,13 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let opened = open_log(config).await?;
     let size = opened.store.head().await?.size();
     let keys = KeyFiles::open(&config.keys_dir(), size)?;
-    let anchor = Anchor::new(config.anchor_file());
+    let places = Places::new(config)?;
     let reader: Arc<dyn LogReader> = Arc::clone(&opened.store) as _;
-    let head = anchor.check(&*reader, keys.log_key.verifier()).await?;
+    let head = places.check(&*reader, keys.log_key.verifier()).await?;
     let policies = config.policies()?.into_iter().map(|(realm, _, policy)| (realm, policy)).collect();
     let clock = MachineClock::new();
     opened.store.prepare(head.size(), clock.wall()).await?;
-    Ok(Core { log: opened.store, cursors: opened.cursors, shared: opened.shared, keys, anchor, policies })
+    Ok(Core { log: opened.store, cursors: opened.cursors, shared: opened.shared, keys, places, policies })
 }
 
 /// The service on a core and a view.
@@ -139,13 +139,16 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     };
     let no_color = std::env::var_os("NO_COLOR").is_some();
     telemetry::init_logs(&config.logging.level, format, no_color)?;
-    let core = open_core(&config).await?;
+    let mut core = open_core(&config).await?;
     let (view, view_shared) = open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
     let log = Arc::clone(&core.log);
-    let anchor = core.anchor.clone();
+    let places = std::mem::take(&mut core.places);
     let cursors = Arc::clone(&core.cursors);
     let origin: Arc<str> = core.keys.origin.as_str().into();
-    let vkey = core.keys.log_key.verifier().to_string();
+    let verifier = core.keys.log_key.verifier().clone();
+    let vkey = verifier.to_string();
+    let reader: Arc<dyn LogReader> = Arc::clone(&log) as _;
+    let anchors = Running::start(places, &config, &reader, &verifier).await?;
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
@@ -161,29 +164,31 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let reaper = Reaper::start(Arc::clone(&service));
     let stopping = Arc::new(AtomicBool::new(false));
     let refresher = tokio::spawn(refresh(Arc::clone(&holders), Arc::clone(&log)));
-    let keeper =
-        tokio::spawn(keep_anchor(anchor.clone(), Arc::clone(&log), Duration::from_secs(config.anchor.interval_s)));
 
     let sinks = Sinks::start(&config, &log, cursors).await?;
     sinks.show(&metrics);
+    let anchored = anchors.view();
+    anchored.show(&metrics);
     let health = Health {
         service: Arc::clone(&service),
         view: Arc::clone(&view),
         follower: Arc::clone(&follower),
         metrics: Arc::clone(&metrics),
         stopping: Arc::clone(&stopping),
+        anchors: anchored.clone(),
     };
     health.show();
-    let api = Interfaces::new(&config, &service, &log, &holders, &metrics, origin, vkey)?;
+    let api = Interfaces::new(&config, &service, &log, &holders, &metrics, (origin, vkey), anchored)?;
     let (main, main_address) = api.listen(&config)?;
     let (management, management_address) = listen_management(&config, health)?;
+    let stop = told_to_stop()?;
     announce(&main_address, &management_address, &minted)?;
     info!(address = main_address, management = management_address, "serving");
     let (handle, management_handle) = (main.handle(), management.handle());
     let main = tokio::spawn(main);
     let management = tokio::spawn(management);
 
-    told_to_stop().await?;
+    stop.await;
     info!("stopping: taking no more requests");
     stopping.store(true, Ordering::Relaxed);
     sleep(Duration::from_secs(config.server.drain_delay_s)).await;
@@ -202,12 +207,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     // The last entries are in the log: what the other side takes in time need not wait for the next start.
     sinks.close(Duration::from_secs(config.server.drain_s)).await;
     refresher.abort();
-    keeper.abort();
-    if let Some(checkpoint) = log.head().await.ok().and_then(|head| head.checkpoint)
-        && let Err(failure) = anchor.keep(&checkpoint)
-    {
-        error!(failure = &failure as &dyn Error, "the last outside checkpoint could not be kept");
-    }
+    anchors.close(Duration::from_secs(config.server.drain_s)).await;
     management_handle.stop(false).await;
     ended("the management server", management.await);
     info!("stopped");
@@ -232,14 +232,17 @@ fn event<const N: usize>(action: Action, facts: [(&str, String); N]) -> Record {
     }
 }
 
-async fn told_to_stop() -> io::Result<()> {
+/// What ends when the process is told to stop. The signals are listened for from here on, so it is made before anybody hears that the process
+/// runs: one that came earlier would kill it.
+pub(crate) fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// A key made or accepted at the first start.
@@ -297,26 +300,6 @@ async fn refresh(holders: Arc<Keyholders>, log: Arc<dyn LogStore>) {
     }
 }
 
-/// Keeps the newest checkpoint outside the database.
-async fn keep_anchor(anchor: Anchor, log: Arc<dyn LogStore>, pause: Duration) {
-    let mut kept = None;
-    let mut ticks = interval(pause);
-    loop {
-        ticks.tick().await;
-        let Ok(head) = log.head().await else { continue };
-        if head.checkpoint == kept {
-            continue;
-        }
-        let Some(checkpoint) = head.checkpoint else { continue };
-        let (anchor, text) = (anchor.clone(), checkpoint.clone());
-        match tokio::task::spawn_blocking(move || anchor.keep(&text)).await {
-            Ok(Ok(())) => kept = Some(checkpoint),
-            Ok(Err(failure)) => warn!(failure = &failure as &dyn Error, "the outside checkpoint could not be kept"),
-            Err(failure) => warn!(%failure, "the outside checkpoint could not be kept"),
-        }
-    }
-}
-
 /// Says, on standard output, where to reach the service, and the keys that were made: the only time they are seen.
 fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -361,8 +344,8 @@ impl Interfaces {
         log: &Arc<dyn LogStore>,
         holders: &Arc<Keyholders>,
         metrics: &Arc<Metrics>,
-        origin: Arc<str>,
-        vkey: String,
+        (origin, vkey): (Arc<str>, String),
+        anchored: AnchorsView,
     ) -> Result<Self, Failure> {
         let counter = Arc::clone(metrics);
         let gate = Gate::new(Arc::clone(holders), Arc::new(move |reason| counter.refused(reason)));
@@ -386,6 +369,7 @@ impl Interfaces {
             recorder: Arc::new(Recorder(Arc::clone(service))),
             gate,
             keys: Arc::new(vec![PublishedKey { vkey }]),
+            cosigned: Arc::new(anchored),
         };
         let openapi = web::Bytes::from(api_rest::openapi_json()?);
         Ok(Self { rest, audit, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })

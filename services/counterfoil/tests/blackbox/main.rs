@@ -9,6 +9,7 @@
     reason = "a test that cannot go on should stop where it is"
 )]
 
+mod anchors;
 mod bad_input;
 mod bad_weather;
 mod export;
