@@ -115,8 +115,8 @@ fn a_program_killed_in_the_middle_goes_on_where_it_left_off_and_drains_when_told
     let before = hook.seen();
     let program = home.start();
     let text = program.json(AUDITOR, "GET", "/v1/audit/export?format=jsonl", None).text;
-    let stopped = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let stopped = stopped.filter(|line| line["entry"]["action"] == "service.stopped").next_back().unwrap();
+    let mut stopped = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let stopped = stopped.rfind(|line| line["entry"]["action"] == "service.stopped").unwrap();
     let end = stopped["index"].as_u64().unwrap();
     assert!(end > last + 50);
     assert!((0..=end).all(|index| before.contains(&index)), "the end of the service was delivered before it ended");
