@@ -85,7 +85,8 @@ impl SinkStatus {
 #[derive(Debug)]
 pub struct Pusher {
     status: Arc<SinkStatus>,
-    stop: watch::Sender<bool>,
+    /// Until when what is in the log may still be pushed, once told to stop.
+    stop: watch::Sender<Option<Instant>>,
     task: JoinHandle<()>,
 }
 
@@ -98,7 +99,7 @@ impl Pusher {
         cursors: Arc<dyn DeliveryCursors>,
     ) -> Self {
         let status = Arc::new(SinkStatus::default());
-        let (stop, stopping) = watch::channel(false);
+        let (stop, stopping) = watch::channel(None);
         let task = Task { config: Arc::new(config), sink, log, cursors, status: Arc::clone(&status), stopping };
         Self { status, stop, task: tokio::spawn(task.run()) }
     }
@@ -108,15 +109,21 @@ impl Pusher {
         Arc::clone(&self.status)
     }
 
-    /// Pushes what is in the log by now, if that can be done within `limit`, gives the lease up and ends. What is left is pushed by whoever
-    /// serves the sink next.
+    /// Pushes what is in the log by now, trying again after failures as long as `limit` allows, gives the lease up and ends. What is left is
+    /// pushed by whoever serves the sink next.
     pub async fn close(mut self, limit: Duration) {
         // The task may have ended already.
-        let _nobody_listens = self.stop.send(true);
-        if timeout(limit, &mut self.task).await.is_err() {
+        let _nobody_listens = self.stop.send(Some(Instant::now() + limit));
+        // A little longer than it may push, so that the lease can be given up.
+        if timeout(limit + Duration::from_secs(1), &mut self.task).await.is_err() {
             warn!("a sink could not be drained in time: what is left is pushed after the next start");
             self.task.abort();
         }
+    }
+
+    /// Ends at once, as a crash would: the lease runs out by itself.
+    pub fn abort(self) {
+        self.task.abort();
     }
 }
 
@@ -126,7 +133,7 @@ struct Task {
     log: Arc<dyn LogReader>,
     cursors: Arc<dyn DeliveryCursors>,
     status: Arc<SinkStatus>,
-    stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<Option<Instant>>,
 }
 
 /// Why a round did not get to its end.
@@ -160,7 +167,8 @@ impl Task {
         let mut claimed: Option<Instant> = None;
         let mut next = LeafIndex(0);
         loop {
-            let is_stopping = *self.stopping.borrow();
+            let deadline = *self.stopping.borrow();
+            let mut is_done = deadline.is_some();
             let pause = match self.round(&mut claimed, &mut next).await {
                 Ok(round) => {
                     back_off = BACK_OFF_MIN;
@@ -181,12 +189,17 @@ impl Task {
                     warn!(failure, sink = self.config.name, next = %next, "entries were not delivered: they will be pushed again");
                     let pause = back_off;
                     back_off = (back_off * 2).min(self.config.back_off_max);
+                    is_done = deadline.is_some_and(|deadline| Instant::now() + pause >= deadline);
                     pause
                 }
             };
-            // Told to stop before this round, which found nothing left or nobody to take it.
-            if is_stopping {
+            // Told to stop before this round, which found nothing left, or nobody to take it in the time there is.
+            if is_done {
                 break;
+            }
+            if deadline.is_some() {
+                sleep(pause).await;
+                continue;
             }
             tokio::select! {
                 () = sleep(pause) => {}

@@ -343,7 +343,7 @@ async fn of_two_nodes_one_pushes_and_the_other_takes_over_when_it_dies() {
     assert_eq!(receiver.taken(), (0..600).collect::<Vec<u64>>(), "once each");
     assert!(!second.holds());
     // Dies without giving its lease up.
-    one.close(Duration::ZERO).await;
+    one.abort();
     append(&log, 600..700).await;
     until("the other took over", || second.pushed() == 100).await;
     check(&receiver.taken(), 700);
