@@ -88,15 +88,15 @@ pub async fn list_entries(api: web::Data<AuditApi>, request: HttpRequest) -> Htt
 }
 
 /// The filters as they stand in the query.
-struct Asked {
-    from: Option<String>,
-    to: Option<String>,
-    session: Option<String>,
-    subject: Option<String>,
-    actor: Option<String>,
-    action: Option<String>,
-    outcome: Option<String>,
-    address: Option<String>,
+pub(crate) struct Asked {
+    pub(crate) from: Option<String>,
+    pub(crate) to: Option<String>,
+    pub(crate) session: Option<String>,
+    pub(crate) subject: Option<String>,
+    pub(crate) actor: Option<String>,
+    pub(crate) action: Option<String>,
+    pub(crate) outcome: Option<String>,
+    pub(crate) address: Option<String>,
 }
 
 /// What a query asks for.
@@ -108,7 +108,7 @@ pub(crate) enum Wanted {
 }
 
 impl Asked {
-    async fn filter(&self, api: &AuditApi, realm: &RealmName) -> Result<Wanted, Problem> {
+    pub(crate) async fn filter(&self, api: &AuditApi, realm: &RealmName) -> Result<Wanted, Problem> {
         let bad = |name: &str, what: &str| Problem::malformed(&format!("#query/{name}"), what);
         let time = |name: &'static str, text: &Option<String>| match text {
             None => Ok(None),
@@ -152,7 +152,7 @@ impl Asked {
     }
 
     /// What the entry about this reading says: ids and words, never a subject's name or an address.
-    fn detail(&self, filter: &Wanted) -> Detail {
+    pub(crate) fn detail(&self, filter: &Wanted) -> Detail {
         let mut detail = Detail::new();
         if let Wanted::These(filter) = filter {
             detail.extend(filter.session.map(|id| ("session".to_owned(), id.to_string())));

@@ -7,6 +7,7 @@ mod bundle;
 mod check;
 mod documents;
 mod entries;
+mod export;
 mod routes;
 mod subjects;
 mod tiles;
@@ -15,6 +16,7 @@ pub use bundle::*;
 pub use check::*;
 pub use documents::*;
 pub use entries::*;
+pub use export::{__path_export_entries, export_entries};
 pub use routes::*;
 pub use subjects::*;
 pub use tiles::*;
@@ -52,6 +54,12 @@ pub trait Custodian: Send + Sync + 'static {
     ) -> Result<HoldDocument, Problem>;
 }
 
+/// The checkpoints that witnesses have cosigned.
+pub trait CosignedCheckpoints: Send + Sync + 'static {
+    /// The newest that has its quorum, with the lines of the witnesses; `None` if there is none.
+    fn newest(&self) -> Option<String>;
+}
+
 /// A verifier key and the period it signs in.
 #[derive(Debug, Clone)]
 pub struct PublishedKey {
@@ -78,6 +86,8 @@ pub struct AuditApi {
     pub gate: Gate,
     /// The log's verifier keys, those that sign first.
     pub keys: Arc<Vec<PublishedKey>>,
+    /// What witnesses have cosigned.
+    pub cosigned: Arc<dyn CosignedCheckpoints>,
 }
 
 impl std::fmt::Debug for AuditApi {

@@ -16,7 +16,7 @@ use tracing::error;
 use crate::documents::{ConsistencyDocument, InclusionDocument, KeyDocument, KeysDocument};
 use crate::entries::{get_entry, list_entries, read_problem, session_history};
 use crate::subjects::{erase_subject, export_subject, hold_subject, release_subject};
-use crate::{AuditApi, PublishedKey};
+use crate::{AuditApi, PublishedKey, export};
 
 /// Adds the auditor's routes.
 pub fn configure(config: &mut web::ServiceConfig) {
@@ -57,7 +57,8 @@ pub fn configure(config: &mut web::ServiceConfig) {
                 .route(web::get().to(prove_consistency))
                 .default_service(only_get()),
         )
-        .configure(crate::tiles::configure_tiles);
+        .configure(crate::tiles::configure_tiles)
+        .configure(export::configure);
 }
 
 pub(crate) async fn only_get(request: HttpRequest) -> HttpResponse {
@@ -110,18 +111,28 @@ pub(crate) fn nothing_there(what: &str) -> Problem {
     tag = "Audit",
     operation_id = "getCheckpoint",
     security(("api_key" = [])),
+    params(("cosigned" = Option<bool>, Query, description = "true: the newest that a quorum of witnesses has cosigned, their lines included")),
     responses(
         (status = 200, body = String, content_type = "text/plain", description = "C2SP signed note"),
-        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 429"),
+        (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable"),
     )
 )]
 pub async fn get_checkpoint(api: web::Data<AuditApi>, request: HttpRequest) -> HttpResponse {
     let outcome = async {
-        let [] = query(&request, [])?;
+        let [cosigned] = query(&request, ["cosigned"])?;
         admit(&api, &request, Detail::new()).await?;
-        let head = api.log.head().await.map_err(read_problem)?;
-        let checkpoint = head.checkpoint.ok_or_else(|| nothing_there("the log is empty"))?;
+        let checkpoint = match cosigned.as_deref() {
+            None | Some("false") => {
+                let head = api.log.head().await.map_err(read_problem)?;
+                head.checkpoint.ok_or_else(|| nothing_there("the log is empty"))?
+            }
+            Some("true") => api
+                .cosigned
+                .newest()
+                .ok_or_else(|| nothing_there("no checkpoint has been cosigned by a quorum of witnesses"))?,
+            Some(_) => return Err(Problem::malformed("#query/cosigned", "must be true or false")),
+        };
         Ok(HttpResponse::Ok()
             .content_type("text/plain; charset=utf-8")
             .insert_header((header::CACHE_CONTROL, "no-store"))
@@ -239,12 +250,12 @@ pub async fn prove_consistency(api: web::Data<AuditApi>, request: HttpRequest) -
     answer(&request, outcome.await)
 }
 
-fn number(name: &str, given: Option<String>) -> Result<Option<u64>, Problem> {
+pub(crate) fn number(name: &str, given: Option<String>) -> Result<Option<u64>, Problem> {
     let malformed = |_| Problem::malformed(&format!("#query/{name}"), "must be a whole number");
     given.map(|text| text.parse::<u64>().map_err(malformed)).transpose()
 }
 
-fn missing(name: &str) -> Problem {
+pub(crate) fn missing(name: &str) -> Problem {
     Problem::malformed(&format!("#query/{name}"), "is required")
 }
 

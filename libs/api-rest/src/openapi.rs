@@ -42,6 +42,7 @@ use crate::sessions;
         api_audit::get_bundle,
         api_audit::get_evidence,
         api_audit::get_check,
+        api_audit::export_entries,
     ),
     modifiers(&Credentials, &Refusals),
     tags(

@@ -8,6 +8,7 @@
 
 mod append;
 mod changes;
+mod cursors;
 mod index;
 mod open;
 mod postings;

@@ -11,6 +11,7 @@
 
 mod append;
 mod changes;
+mod cursors;
 mod index;
 mod open;
 mod postings;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use audit_log::conformance::{Draft, at, check_log, check_signatures, commit, key, key_row, next_batch, session};
-use audit_log::{AppendError, Appended, LogIndex, LogReader, LogStore, LogWriter};
+use audit_log::{AppendError, Appended, Claimed, DeliveryCursors, LogIndex, LogReader, LogStore, LogWriter};
 use audit_log_sqlite::{SqliteLog, SqliteLogOptions};
 use session_model::{LeafIndex, TreeSize};
 use sqlx::{Connection, SqliteConnection};
@@ -328,4 +328,15 @@ async fn a_new_file_may_be_opened_by_several_at_once() {
         }
         assert_eq!(check_log(&logs[0]).await.len(), 4);
     }
+}
+
+#[tokio::test]
+async fn cursors_keep_their_contract_and_survive() {
+    let folder = Folder::new();
+    let log = open(&folder.file()).await;
+    audit_log::check_cursors(&log).await;
+    log.close().await;
+    let again = open(&folder.file()).await;
+    let claimed = again.claim("a", "three", LeafIndex(0), std::time::Duration::from_secs(1)).await.unwrap();
+    assert_eq!(claimed, Claimed::Yes(LeafIndex(9)));
 }

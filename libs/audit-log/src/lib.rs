@@ -11,6 +11,7 @@
 
 mod batch;
 mod bundle;
+mod cursors;
 mod group_commit;
 mod memory;
 mod port;
@@ -24,6 +25,9 @@ pub mod fault;
 
 pub use batch::{Batch, BatchError, BatchNode, LogIdentity, Sequencer};
 pub use bundle::{BundleError, decode_leaves, decode_sealed, encode_leaves, encode_sealed};
+#[cfg(feature = "test-util")]
+pub use cursors::check_cursors;
+pub use cursors::{Advanced, Claimed, DeliveryCursors, MemoryCursors};
 pub use group_commit::{CommitSink, Committed, GroupCommit, GroupCommitConfig, NotDone, Place, Withdraw};
 pub use memory::MemoryLog;
 pub use port::{

@@ -9,3 +9,8 @@ async fn build() -> (Arc<dyn LogStore>, ()) {
 }
 
 audit_log::conformance_tests!(memory, build);
+
+#[tokio::test]
+async fn cursors_keep_their_contract() {
+    audit_log::check_cursors(&audit_log::MemoryCursors::default()).await;
+}

@@ -8,12 +8,16 @@ mod checkpoint;
 mod frontier;
 mod proof;
 mod receipt;
+mod witness;
 
 pub use checkpoint::{Checkpoint, CheckpointError, open_checkpoint, sign_checkpoint};
 pub use frontier::{Frontier, FrontierError, Node, STORED_LEVEL_STEP, leaf_hash};
 pub use proof::{HashRange, Plan, ProofError, check_consistency, check_inclusion};
 pub use receipt::{Receipt, ReceiptError};
 pub use signed_note::{Signer, Verifier};
+pub use witness::{
+    AddCheckpoint, AddCheckpointError, WitnessRefusal, claimed_origin, good_lines, observe, signed_text,
+};
 
 use session_model::Digest;
 

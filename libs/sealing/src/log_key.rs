@@ -106,7 +106,7 @@ fn digest<T: HasPublic>(key: &PKey<T>) -> Option<MessageDigest> {
 /// Verifies the signatures of one key. Displays as a C2SP vkey line.
 #[derive(Clone)]
 pub struct VerifierKey {
-    name: String,
+    pub(crate) name: String,
     id: u32,
     /// The type of signature, and the key: 32 bytes of Ed25519, or DER (SubjectPublicKeyInfo) of ECDSA.
     typed: Vec<u8>,
@@ -114,6 +114,16 @@ pub struct VerifierKey {
 }
 
 impl VerifierKey {
+    /// A key of Ed25519, raw.
+    pub(crate) fn ed25519(name: &str, raw: &[u8]) -> Result<Self, SealError> {
+        Self::new(name, ED25519, raw)
+    }
+
+    /// The key itself, without the type of signature before it.
+    pub(crate) fn raw(&self) -> &[u8] {
+        self.typed.get(1..).unwrap_or_default()
+    }
+
     fn new(name: &str, kind: u8, encoded: &[u8]) -> Result<Self, SealError> {
         let mut typed = vec![kind];
         typed.extend_from_slice(encoded);

@@ -141,6 +141,26 @@ impl Metrics {
             .build();
     }
 
+    /// Shows numbers that are read when somebody looks, one for each value of a label. Label values must come from a closed set.
+    pub fn gauges(
+        &self,
+        name: &'static str,
+        unit: &'static str,
+        label: &'static str,
+        read: impl Fn() -> Vec<(String, f64)> + Send + Sync + 'static,
+    ) {
+        let _lives_in_the_provider = self
+            .meter
+            .f64_observable_gauge(name)
+            .with_unit(unit)
+            .with_callback(move |gauge| {
+                for (value, number) in read() {
+                    gauge.observe(number, &[KeyValue::new(label, value)]);
+                }
+            })
+            .build();
+    }
+
     /// Everything, in the Prometheus text format.
     ///
     /// # Errors
@@ -174,10 +194,12 @@ mod tests {
         metrics.request("GET", "/v1/sessions/{id}", "200", 0.001);
         metrics.validated("active");
         metrics.gauge("audit_log_size", "", || 7.0);
+        metrics.gauges("sink_lag", "", "sink", || vec![("a".to_owned(), 1.0), ("b".to_owned(), 2.0)]);
         let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
         for line in [
             "session_validate_total{result=\"active\"} 1",
             "audit_log_size 7",
+            "sink_lag{sink=\"b\"} 2",
             "build_info{version=\"1.2.3\"} 1",
             "http_server_request_duration_seconds_count{",
         ] {

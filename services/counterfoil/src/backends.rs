@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use audit_log::LogStore;
+use audit_log::{DeliveryCursors, LogStore};
 use audit_log_postgres::{PostgresConfig, PostgresLog};
 use audit_log_sqlite::{SqliteLog, SqliteLogOptions};
 use sealing::{Keyring, sha256};
@@ -20,6 +20,8 @@ type Failure = Box<dyn Error + Send + Sync>;
 pub(crate) struct OpenedLog {
     /// The log.
     pub store: Arc<dyn LogStore>,
+    /// How far sinks have come, kept beside it.
+    pub cursors: Arc<dyn DeliveryCursors>,
     /// Whether it is a server's, which other nodes may write.
     pub shared: bool,
 }
@@ -50,12 +52,12 @@ pub(crate) async fn open_log(config: &Config) -> Result<OpenedLog, Failure> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        let store = SqliteLog::open(SqliteLogOptions::new(path)).await?;
-        return Ok(OpenedLog { store: Arc::new(store), shared: false });
+        let store = Arc::new(SqliteLog::open(SqliteLogOptions::new(path)).await?);
+        return Ok(OpenedLog { store: Arc::clone(&store) as _, cursors: store, shared: false });
     }
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        let store = PostgresLog::connect(postgres(config, url)).await?;
-        return Ok(OpenedLog { store: Arc::new(store), shared: true });
+        let store = Arc::new(PostgresLog::connect(postgres(config, url)).await?);
+        return Ok(OpenedLog { store: Arc::clone(&store) as _, cursors: store, shared: true });
     }
     Err(bad("log.url", &url, "sqlite:PATH, postgres://…"))
 }

@@ -13,11 +13,12 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use counterfoil_verify::{ReportFormat, VerifyArgs};
 use serde::Serialize;
 
+use crate::audit_commands::{AuditCommand, run_audit_command};
 use crate::config::Config;
-use crate::evidence_commands::{AuditCommand, run_audit_command};
 use crate::key_commands::{KeyCommand, run_key_command};
 use crate::log_keys::{LogKeyCommand, run_log_key_command};
 use crate::output::{Output, write};
+use crate::witness::{WitnessArgs, run_witness};
 use crate::{backends, serve};
 
 /// Audited sessions: every change is an entry of an append-only, signed log before it is acknowledged.
@@ -40,7 +41,7 @@ pub(crate) struct Common {
     set: Vec<String>,
     /// How answers are written
     #[arg(long, global = true, value_enum, default_value = "table")]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,15 +56,17 @@ enum Command {
     /// Changes the key that signs the log's checkpoints
     #[command(subcommand)]
     LogKey(LogKeyCommand),
+    /// What auditors ask of a log and take away
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Runs a witness of other people's logs: cosigns checkpoints that extend what it has seen
+    Witness(WitnessArgs),
     /// The realms of the configuration
     #[command(subcommand)]
     Realm(RealmCommand),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// What auditors take away
-    #[command(subcommand)]
-    Audit(AuditCommand),
     /// Verifies an evidence bundle or a receipt, offline
     ///
     /// Exit status for a bundle: 0 proved, 1 not proved, 2 the question could not be put. For a receipt: 0 it holds, 3 it does not,
@@ -120,6 +123,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::LogKey(command) => {
             runtime()?.block_on(run_log_key_command(&common.load()?, command, common.output))?;
         }
+        Command::Audit(command) => run_audit_command(&common, command)?,
+        Command::Witness(args) => runtime()?.block_on(run_witness(args))?,
         Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
         Command::Config(ConfigCommand::Check) => {
             common.load()?;
@@ -130,7 +135,6 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             let schema = serde_json::to_string_pretty(&schemars::schema_for!(Config))?;
             writeln!(io::stdout(), "{schema}")?;
         }
-        Command::Audit(command) => runtime()?.block_on(run_audit_command(&common, command))?,
         Command::Verify(mut args) => {
             if matches!(common.output, Output::Json) {
                 args.report = ReportFormat::Json;
@@ -153,7 +157,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 

@@ -38,6 +38,10 @@ pub(crate) struct Config {
     pub anchor: Anchor,
     /// Checking the whole log while the service runs.
     pub verify: Verify,
+    /// Further places outside the database for checkpoints, and witnesses.
+    pub anchors: Anchors,
+    /// Where entries are pushed to, by name. Default: nowhere.
+    pub sinks: BTreeMap<String, Sink>,
     /// Realms by name. Default: one, `default`, of profile `default`.
     pub realms: BTreeMap<String, Realm>,
     /// Keys of realm `default` to accept from the first start.
@@ -179,6 +183,187 @@ pub(crate) enum WhenWrong {
     Unready,
 }
 
+/// Further places outside the database for checkpoints, and witnesses.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Anchors {
+    /// An object store. Default: none.
+    pub s3: Option<S3Section>,
+    /// Witnesses that others run (`counterfoil witness`, or any C2SP tlog-witness), by a name for people. Default: none.
+    pub witnesses: BTreeMap<String, Witness>,
+    /// How many witnesses must cosign a checkpoint before it is shown as cosigned. From 1 to their number. Default 0, for none.
+    pub quorum: usize,
+    /// Seconds between two checkpoints that are cosigned. Default 10.
+    pub witness_interval_s: u64,
+}
+
+/// An object store that speaks the S3 API.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct S3Section {
+    /// For instance `https://s3.eu-central-1.amazonaws.com`. The bucket is named in the path.
+    pub endpoint: String,
+    /// Region that requests are signed for. Default `us-east-1`.
+    #[serde(default = "s3_region")]
+    pub region: String,
+    /// The bucket: versioned, with object lock enabled.
+    pub bucket: String,
+    /// Put before every key. Default `counterfoil/`.
+    #[serde(default = "s3_prefix")]
+    pub prefix: String,
+    /// File with the access key's id.
+    pub access_key_file: PathBuf,
+    /// File with the secret access key.
+    pub secret_key_file: PathBuf,
+    /// How a checkpoint is locked: `compliance` (nobody shortens it), `governance`, or as the `bucket`'s default says. Default `compliance`.
+    #[serde(default)]
+    pub mode: S3Mode,
+    /// Days for which each is locked. Default 400.
+    #[serde(default = "s3_days")]
+    pub retention_days: u32,
+    /// PEM file of the certificate authorities to trust. Default: the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Seconds between writes, when there is something new. Each is an object of its own. Default 60.
+    #[serde(default = "s3_interval")]
+    pub interval_s: u64,
+}
+
+fn s3_region() -> String {
+    "us-east-1".into()
+}
+
+fn s3_prefix() -> String {
+    "counterfoil/".into()
+}
+
+fn s3_days() -> u32 {
+    400
+}
+
+fn s3_interval() -> u64 {
+    60
+}
+
+/// How a checkpoint in an object store is locked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum S3Mode {
+    #[default]
+    Compliance,
+    Governance,
+    Bucket,
+}
+
+/// A witness.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Witness {
+    /// Submission prefix: `/add-checkpoint` is put behind it. `https`, or `http` to a loopback address.
+    pub url: String,
+    /// Its verifier key, a C2SP vkey line of an Ed25519 cosigner.
+    pub vkey: String,
+    /// PEM file of the certificate authorities to trust. Default: the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Where entries are pushed to.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sink {
+    /// `syslog` (RFC 5424 over TLS) or `webhook` (HTTPS POST, signed).
+    pub kind: SinkKind,
+    /// `syslog`: `host:port` of the collector; its certificate must be for this host.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// `webhook`: where to POST to. `https`, or `http` to a loopback address.
+    #[serde(default)]
+    pub url: Option<String>,
+    /// `webhook`: file with the shared secret of the signature, at least 32 bytes.
+    #[serde(default)]
+    pub secret_file: Option<PathBuf>,
+    /// `jsonl`, `ocsf` or `cef`. Default `jsonl`.
+    #[serde(default)]
+    pub format: SinkFormat,
+    /// Entries of these realms only. Default: of all.
+    #[serde(default)]
+    pub realms: Vec<String>,
+    /// Where a new sink begins: `beginning` of the log, or `now`. Default `beginning`.
+    #[serde(default)]
+    pub start: SinkStart,
+    /// PEM file of the certificate authorities to trust. Default: the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// `syslog`: PEM file of our certificate chain, for collectors that ask for one.
+    #[serde(default)]
+    pub client_certificate_file: Option<PathBuf>,
+    /// `syslog`: PEM file of its key.
+    #[serde(default)]
+    pub client_key_file: Option<PathBuf>,
+    /// `syslog`: whether the collector must answer the end of the connection as RFC 5425 section 4.4 says, before entries count as
+    /// delivered. Default true.
+    #[serde(default = "yes")]
+    pub confirm: bool,
+    /// `syslog`: private enterprise number in the structured data. Default 32473, the one for examples (RFC 5612).
+    #[serde(default = "example_number")]
+    pub enterprise_number: u32,
+    /// Entries of one push at most. Default 500.
+    #[serde(default = "sink_batch")]
+    pub batch: usize,
+    /// Milliseconds that connecting, sending and the answer may each take. Default 10,000. Five times as long a node that
+    /// died keeps the sink to itself.
+    #[serde(default = "sink_timeout")]
+    pub timeout_ms: u64,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn example_number() -> u32 {
+    32_473
+}
+
+fn sink_batch() -> usize {
+    500
+}
+
+fn sink_timeout() -> u64 {
+    10_000
+}
+
+/// How entries are pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum SinkKind {
+    Syslog,
+    Webhook,
+}
+
+/// As what entries are pushed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum SinkFormat {
+    #[default]
+    Jsonl,
+    Ocsf,
+    Cef,
+}
+
+/// Where a new sink begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum SinkStart {
+    #[default]
+    Beginning,
+    Now,
+}
+
 /// Keys of realm `default` to accept from the first start, so that scripts and charts need not read the output.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -307,6 +492,8 @@ impl Default for Config {
             cluster: Cluster { transport: Transport::None },
             anchor: Anchor { file: None, interval_s: 1 },
             verify: Verify { within_s: 86_400, when_wrong: WhenWrong::Report },
+            anchors: Anchors { s3: None, witnesses: BTreeMap::new(), quorum: 0, witness_interval_s: 10 },
+            sinks: BTreeMap::new(),
             realms: [("default".to_owned(), Realm { profile: Profile::Default, overrides: Overrides::default() })]
                 .into(),
             bootstrap: Bootstrap::default(),

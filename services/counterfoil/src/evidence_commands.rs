@@ -1,4 +1,4 @@
-//! `counterfoil audit …`, and what evidence bundles need of the store: who a subject's sessions are, and what opens an entry.
+//! `counterfoil audit bundle`, and what evidence bundles need of the store: who a subject's sessions are, and what opens an entry.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use audit_log::{LogStore, ReadError, SessionFilter};
-use clap::{Args, Subcommand};
+use clap::Args;
 use evidence::{EntryKeys, FolderSink, KeySource, Order, Purpose, Selection, Sink, ZipSink, write_bundle};
 use sealing::{DataKey, Keyring};
 use session_model::{Action, Detail, EntryId, KeyId, Outcome, RealmName, SessionId, Timestamp, TreeSize};
@@ -27,13 +27,6 @@ use crate::serve::{open_core, service_of};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// What auditors take away.
-#[derive(Debug, Subcommand)]
-pub(crate) enum AuditCommand {
-    /// Writes an evidence bundle: from a running service (--url), or straight from the log of the configuration
-    Bundle(BundleArgs),
-}
-
 /// Which bundle, and from where.
 #[derive(Debug, Args)]
 pub(crate) struct BundleArgs {
@@ -43,7 +36,7 @@ pub(crate) struct BundleArgs {
     #[arg(long, requires = "api_key_file", conflicts_with = "realm")]
     url: Option<String>,
     /// File with an auditor's API key, for --url
-    #[arg(long, value_name = "FILE", requires = "url")]
+    #[arg(long, visible_alias = "key-file", value_name = "FILE", requires = "url")]
     api_key_file: Option<PathBuf>,
     /// Entries not earlier than this (RFC 3339)
     #[arg(long)]
@@ -71,12 +64,11 @@ pub(crate) struct BundleArgs {
     saved: Vec<PathBuf>,
 }
 
-/// Runs an audit command.
+/// Writes an evidence bundle.
 ///
 /// # Errors
 /// Whatever made it fail.
-pub(crate) async fn run_audit_command(common: &Common, command: AuditCommand) -> Result<(), Failure> {
-    let AuditCommand::Bundle(args) = command;
+pub(crate) async fn run_bundle(common: &Common, args: BundleArgs) -> Result<(), Failure> {
     match &args.url {
         Some(url) => {
             let url = url.clone();

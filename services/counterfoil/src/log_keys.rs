@@ -3,6 +3,7 @@
 //! `add` makes a key that signs beside the current one: each checkpoint then has two signatures, and whoever knows only the old key
 //! goes on. When auditors have the new one, `retire` destroys the old. Both are entries of the log.
 
+use anchors::open_signed;
 use std::error::Error;
 use std::sync::Arc;
 
@@ -13,7 +14,6 @@ use session_model::{Action, Outcome, Timestamp};
 use session_service::Record;
 use session_view::{Budget, MemoryView};
 
-use crate::anchor::open;
 use crate::config::Config;
 use crate::key_commands::at_the_command_line;
 use crate::key_files::{KeyFiles, KnownKey};
@@ -90,7 +90,7 @@ pub(crate) async fn run_log_key_command(
             let (current, next) = (current.verifier().to_string(), next.verifier().clone());
             // Whoever signs must have the new key before the old one goes.
             let head = core.log.head().await?.checkpoint;
-            if head.is_none_or(|head| open(&head, &[next]).is_err()) {
+            if head.is_none_or(|head| open_signed(&head, &[next]).is_err()) {
                 return Err(
                     "the newest checkpoint is not signed by the key that was added: start each node again first".into(),
                 );

@@ -1,6 +1,7 @@
 //! `counterfoil`: the audited session service. The only code that names concrete backends.
 
-mod anchor;
+mod anchors;
+mod audit_commands;
 mod auditing;
 mod backends;
 mod cli;
@@ -12,7 +13,9 @@ mod log_keys;
 mod management;
 mod output;
 mod serve;
+mod sinks;
 mod verification;
+mod witness;
 
 use std::error::Error;
 use std::io::Write;

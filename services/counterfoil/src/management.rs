@@ -11,6 +11,7 @@ use session_view::SessionView;
 use telemetry::Metrics;
 use tracing::error;
 
+use crate::anchors::{AnchorsReadiness, AnchorsView};
 use crate::verification::Verification;
 
 /// What the management port looks at.
@@ -30,6 +31,8 @@ pub(crate) struct Health {
     pub verification: Arc<Verification>,
     /// Whether a node whose log was found wrong is not ready.
     pub unready_when_wrong: bool,
+    /// Checkpoints outside the database.
+    pub anchors: AnchorsView,
 }
 
 /// How long the log may have been out of reach before the node is not ready.
@@ -43,6 +46,7 @@ struct Readiness {
     view: ViewReadiness,
     /// Whether the last check of the whole log found it wrong.
     found_wrong: bool,
+    anchors: AnchorsReadiness,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,9 +81,11 @@ impl Health {
         let writable = self.service.is_available();
         let stopping = self.stopping.load(Ordering::Relaxed);
         let found_wrong = self.verification.is_wrong();
+        let anchors = self.anchors.readiness();
+        let trusted = !(found_wrong && self.unready_when_wrong) && !anchors.contradicted;
         Readiness {
             // A view out of reach does not count: reads fall back to the log, and writes go on.
-            ready: readable && writable && !stopping && !(found_wrong && self.unready_when_wrong),
+            ready: readable && writable && !stopping && trusted,
             stopping,
             log: LogReadiness { readable, writable, size: size.0, waiting: self.service.waiting() },
             view: ViewReadiness {
@@ -96,6 +102,7 @@ impl Health {
                 rebuild_entries: follower.rebuild_entries,
             },
             found_wrong,
+            anchors,
         }
     }
 
@@ -107,6 +114,7 @@ impl Health {
             let metrics = Arc::downgrade(&health.metrics);
             let (service, view, follower, stopping) = (health.service, health.view, health.follower, health.stopping);
             let (verification, unready_when_wrong) = (health.verification, health.unready_when_wrong);
+            let anchors = health.anchors;
             self.metrics.gauge(name, unit, move || {
                 metrics.upgrade().map_or(0.0, |metrics| {
                     let health = Health {
@@ -116,6 +124,7 @@ impl Health {
                         stopping: Arc::clone(&stopping),
                         verification: Arc::clone(&verification),
                         unready_when_wrong,
+                        anchors: anchors.clone(),
                         metrics,
                     };
                     read(&health.readiness())

@@ -15,7 +15,7 @@ use actix_web::{App, HttpServer, web};
 use api_audit::{AuditApi, EvidenceApi, PublishedKey};
 use api_http::{Gate, GateKeeper};
 use api_rest::{Observed, RestApi};
-use audit_log::{GroupCommitConfig, LogIdentity, LogReader, LogStore};
+use audit_log::{DeliveryCursors, GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use audit_search::Archive;
 use merkle_log::Signer;
 use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::anchor::Anchor;
+use crate::anchors::{AnchorsView, Places, Running};
 use crate::auditing::{Keeper, Recorder, RefusalLedger, gather, project};
 use crate::backends::{open_log, open_view};
 use crate::config::{Config, LogFormat, WhenWrong};
@@ -35,14 +35,22 @@ use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
 use crate::key_files::{KeyFiles, KnownKey};
 use crate::management::{self, Health};
+use crate::sinks::Sinks;
 use crate::verification::{Checked, Verification};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// The machine's clocks: the one place that reads them.
 #[derive(Debug)]
-struct MachineClock {
+pub(crate) struct MachineClock {
     start: Instant,
+}
+
+impl MachineClock {
+    /// From now on.
+    pub(crate) fn new() -> Self {
+        Self { start: Instant::now() }
+    }
 }
 
 impl Clock for MachineClock {
@@ -61,12 +69,14 @@ impl Clock for MachineClock {
 pub(crate) struct Core {
     /// The log, checked against itself and the outside checkpoint.
     pub log: Arc<dyn LogStore>,
+    /// How far sinks have come.
+    pub cursors: Arc<dyn DeliveryCursors>,
     /// Whether other machines may write it too.
     pub shared: bool,
     /// The keys.
     pub keys: KeyFiles,
-    /// The outside checkpoint.
-    pub anchor: Anchor,
+    /// Places of checkpoints outside the database.
+    pub places: Places,
     /// The realms and what each demands.
     pub policies: HashMap<RealmName, Policy>,
 }
@@ -80,13 +90,13 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let opened = open_log(config).await?;
     let size = opened.store.head().await?.size();
     let keys = KeyFiles::open(&config.keys_dir(), size)?;
-    let anchor = Anchor::new(config.anchor_file());
+    let places = Places::new(config)?;
     let reader: Arc<dyn LogReader> = Arc::clone(&opened.store) as _;
-    let head = anchor.check(&*reader, &keys.verifiers()?).await?;
+    let head = places.check(&*reader, &keys.verifiers()?).await?;
     let policies = config.policies()?.into_iter().map(|(realm, _, policy)| (realm, policy)).collect();
-    let clock = MachineClock { start: Instant::now() };
+    let clock = MachineClock::new();
     opened.store.prepare(head.size(), clock.wall()).await?;
-    Ok(Core { log: opened.store, shared: opened.shared, keys, anchor, policies })
+    Ok(Core { log: opened.store, cursors: opened.cursors, shared: opened.shared, keys, places, policies })
 }
 
 /// The service on a core and a view.
@@ -96,7 +106,7 @@ pub(crate) fn service_of(
     view: Arc<dyn SessionView>,
     view_shared: bool,
 ) -> Arc<SessionService> {
-    let clock = Arc::new(LogClock::new(Arc::new(MachineClock { start: Instant::now() })));
+    let clock = Arc::new(LogClock::new(Arc::new(MachineClock::new())));
     let bound = Duration::from_millis(config.view.max_staleness_ms);
     let signers = core
         .keys
@@ -142,14 +152,18 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     };
     let no_color = std::env::var_os("NO_COLOR").is_some();
     telemetry::init_logs(&config.logging.level, format, no_color)?;
-    let core = open_core(&config).await?;
+    let mut core = open_core(&config).await?;
     let (view, view_shared) = open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
     let log = Arc::clone(&core.log);
-    let anchor = core.anchor.clone();
+    let places = std::mem::take(&mut core.places);
+    let cursors = Arc::clone(&core.cursors);
     let origin: Arc<str> = core.keys.origin.as_str().into();
     let verifiers = core.keys.verifiers()?;
     let known = published(&core.keys);
     let vault = Vault { log: Arc::clone(&core.log), keyring: core.keys.keyring.clone() };
+    let reader: Arc<dyn LogReader> = Arc::clone(&log) as _;
+    let file = places.file();
+    let anchors = Running::start(places, &config, &reader, &verifiers).await?;
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
@@ -169,9 +183,11 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let projecting = tokio::spawn(project(archive.clone(), Arc::clone(&log)));
     let gathering = tokio::spawn(gather(Arc::clone(&ledger)));
     let refresher = tokio::spawn(refresh(Arc::clone(&holders), Arc::clone(&log)));
-    let keeper =
-        tokio::spawn(keep_anchor(anchor.clone(), Arc::clone(&log), Duration::from_secs(config.anchor.interval_s)));
 
+    let sinks = Sinks::start(&config, &log, cursors).await?;
+    sinks.show(&metrics);
+    let anchored = anchors.view();
+    anchored.show(&metrics);
     let verification = Verification::new();
     verification.show(&metrics);
     let clock = Arc::clone(&service);
@@ -179,7 +195,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let checker = (config.verify.within_s > 0).then(|| {
         let checked = Checked {
             log: Arc::clone(&log) as Arc<dyn LogReader>,
-            anchor: anchor.clone(),
+            anchor: file,
             keys: verifiers,
             now: Arc::clone(&now),
             within: Duration::from_secs(config.verify.within_s),
@@ -195,9 +211,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         stopping: Arc::clone(&stopping),
         verification: Arc::clone(&verification),
         unready_when_wrong: config.verify.when_wrong == WhenWrong::Unready,
+        anchors: anchored.clone(),
     };
     health.show();
-    let auditing = Auditing { archive, ledger: Arc::clone(&ledger) };
+    let auditing = Auditing { archive, ledger: Arc::clone(&ledger), anchored };
     let mut api = Interfaces::new(&config, &service, &log, &holders, &metrics, auditing, origin, known)?;
     api.evidence = Some(EvidenceApi {
         audit: api.audit.clone(),
@@ -208,13 +225,14 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     });
     let (main, main_address) = api.listen(&config)?;
     let (management, management_address) = listen_management(&config, health)?;
+    let stop = told_to_stop()?;
     announce(&main_address, &management_address, &minted)?;
     info!(address = main_address, management = management_address, "serving");
     let (handle, management_handle) = (main.handle(), management.handle());
     let main = tokio::spawn(main);
     let management = tokio::spawn(management);
 
-    told_to_stop().await?;
+    stop.await;
     info!("stopping: taking no more requests");
     stopping.store(true, Ordering::Relaxed);
     sleep(Duration::from_secs(config.server.drain_delay_s)).await;
@@ -232,17 +250,14 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     if timeout(Duration::from_secs(config.server.drain_s), service.close()).await.is_err() {
         error!("the log did not take what was waiting in time");
     }
+    // The last entries are in the log: what the other side takes in time need not wait for the next start.
+    sinks.close(Duration::from_secs(config.server.drain_s)).await;
     refresher.abort();
     projecting.abort();
-    keeper.abort();
     if let Some(checker) = checker {
         checker.abort();
     }
-    if let Some(checkpoint) = log.head().await.ok().and_then(|head| head.checkpoint)
-        && let Err(failure) = anchor.keep(&checkpoint)
-    {
-        error!(failure = &failure as &dyn Error, "the last outside checkpoint could not be kept");
-    }
+    anchors.close(Duration::from_secs(config.server.drain_s)).await;
     management_handle.stop(false).await;
     ended("the management server", management.await);
     info!("stopped");
@@ -267,14 +282,17 @@ fn event<const N: usize>(action: Action, facts: [(&str, String); N]) -> Record {
     }
 }
 
-async fn told_to_stop() -> io::Result<()> {
+/// What ends when the process is told to stop. The signals are listened for from here on, so it is made before anybody hears that the process
+/// runs: one that came earlier would kill it.
+pub(crate) fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// A key made or accepted at the first start.
@@ -337,26 +355,6 @@ fn published(keys: &KeyFiles) -> Vec<PublishedKey> {
     keys.known.iter().map(publish).collect()
 }
 
-/// Keeps the newest checkpoint outside the database.
-async fn keep_anchor(anchor: Anchor, log: Arc<dyn LogStore>, pause: Duration) {
-    let mut kept = None;
-    let mut ticks = interval(pause);
-    loop {
-        ticks.tick().await;
-        let Ok(head) = log.head().await else { continue };
-        if head.checkpoint == kept {
-            continue;
-        }
-        let Some(checkpoint) = head.checkpoint else { continue };
-        let (anchor, text) = (anchor.clone(), checkpoint.clone());
-        match tokio::task::spawn_blocking(move || anchor.keep(&text)).await {
-            Ok(Ok(())) => kept = Some(checkpoint),
-            Ok(Err(failure)) => warn!(failure = &failure as &dyn Error, "the outside checkpoint could not be kept"),
-            Err(failure) => warn!(%failure, "the outside checkpoint could not be kept"),
-        }
-    }
-}
-
 /// Says, on standard output, where to reach the service, and the keys that were made: the only time they are seen.
 fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -372,6 +370,7 @@ fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
 struct Auditing {
     archive: Archive,
     ledger: Arc<RefusalLedger>,
+    anchored: AnchorsView,
 }
 
 /// The interfaces on the main port.
@@ -397,7 +396,7 @@ impl Interfaces {
         keys: Vec<PublishedKey>,
     ) -> Result<Self, Failure> {
         let counter = Arc::clone(metrics);
-        let Auditing { archive, ledger } = auditing;
+        let Auditing { archive, ledger, anchored } = auditing;
         let keeper: GateKeeper = Arc::new(move |refused| {
             counter.refused(refused.reason);
             ledger.note(refused);
@@ -425,6 +424,7 @@ impl Interfaces {
             recorder: Arc::new(Recorder(Arc::clone(service))),
             gate,
             keys: Arc::new(keys),
+            cosigned: Arc::new(anchored),
         };
         let openapi = web::Bytes::from(api_rest::openapi_json()?);
         Ok(Self { rest, audit, evidence: None, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })

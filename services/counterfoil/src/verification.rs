@@ -17,7 +17,7 @@ use telemetry::Metrics;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
-use crate::anchor::{Anchor, open};
+use anchors::{Anchor, open_signed};
 
 /// Entries read and hashed at once: a few milliseconds' work.
 const RUN: u64 = 1_024;
@@ -56,8 +56,8 @@ enum CameTo {
 pub(crate) struct Checked {
     /// The log.
     pub log: Arc<dyn LogReader>,
-    /// The outside checkpoint.
-    pub anchor: Anchor,
+    /// Where the outside checkpoint is.
+    pub anchor: Option<Arc<dyn Anchor>>,
     /// What verifies the log's checkpoints, past keys included.
     pub keys: Vec<VerifierKey>,
     /// The time of the service.
@@ -152,13 +152,14 @@ impl Verification {
         let log = &*checked.log;
         // Before the head: the log only grows, so it cannot be behind what was kept earlier.
         let anchor = checked.anchor.clone();
-        let outside = tokio::task::spawn_blocking(move || anchor.kept()).await;
+        let outside = move || anchor.map_or(Ok(None), |anchor| anchor.newest());
+        let outside = tokio::task::spawn_blocking(outside).await;
         let outside = match outside {
             Ok(Ok(outside)) => outside,
             Ok(Err(failure)) => return Err(Stop::Unfinished(crate::causes(&failure))),
             Err(failure) => return Err(Stop::Unfinished(failure.to_string())),
         };
-        let outside = outside.as_deref().map(|text| open(text, &checked.keys)).transpose();
+        let outside = outside.as_deref().map(|text| open_signed(text, &checked.keys)).transpose();
         let outside =
             outside.map_err(|_| Stop::Unfinished("the outside checkpoint was not signed by this log's key".into()))?;
         check.outside = outside.as_ref().map(|outside| outside.size);
@@ -194,7 +195,8 @@ impl Verification {
             sleep(if first { pause.min(worked * 3) } else { pause }).await;
         }
         if let Some(checkpoint) = &head.checkpoint {
-            let signed = open(checkpoint, &checked.keys).map_err(|failure| Stop::Wrong(size.0, failure.to_string()))?;
+            let signed =
+                open_signed(checkpoint, &checked.keys).map_err(|failure| Stop::Wrong(size.0, failure.to_string()))?;
             if (signed.size, signed.root) != (size, pass.edge.root()) || head.frontier != pass.edge {
                 return Err(Stop::Wrong(0, "the newest checkpoint is not of the tree over the entries".into()));
             }
@@ -252,7 +254,7 @@ impl Pass<'_> {
             }
         }
         let here = (self.edge.size(), self.edge.root());
-        match open(&batch.checkpoint, self.keys) {
+        match open_signed(&batch.checkpoint, self.keys) {
             Ok(signed) if (signed.size, signed.root) == here => {}
             Ok(_) => {
                 return Err(Stop::Wrong(

@@ -12,6 +12,8 @@ const MAY: &[(&str, &[&str])] = &[
     ("session-model", &[]),
     ("merkle-log", &["session-model"]),
     ("sealing", &["merkle-log", "session-model"]),
+    ("audit-export", &["session-model"]),
+    ("witness", &["merkle-log", "sealing", "session-model"]),
     // Ports.
     ("audit-log", &["merkle-log", "session-model"]),
     ("session-view", &["session-model"]),
@@ -23,6 +25,8 @@ const MAY: &[(&str, &[&str])] = &[
     ("session-view-redis", &["session-view", "session-model"]),
     // What auditors search with.
     ("audit-search", &["audit-log", "merkle-log", "sealing", "session-model"]),
+    ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
+    ("anchors", &["audit-log", "http-client", "merkle-log", "sealing", "session-model"]),
     // The service and who may ask it.
     ("session-service", &["audit-log", "merkle-log", "sealing", "session-model", "session-view"]),
     ("access", &["audit-log", "sealing", "session-model"]),
@@ -33,6 +37,7 @@ const MAY: &[(&str, &[&str])] = &[
         &[
             "access",
             "api-http",
+            "audit-export",
             "audit-log",
             "audit-search",
             "evidence",
@@ -43,6 +48,7 @@ const MAY: &[(&str, &[&str])] = &[
     ),
     ("api-rest", &["access", "api-audit", "api-http", "audit-log", "sealing", "session-model", "session-service"]),
     ("telemetry", &[]),
+    ("http-client", &[]),
     // The offline verifier shares only pure crates with the server.
     ("counterfoil-verify", &["merkle-log", "session-model"]),
     ("counterfoil-bench-peers", &[]),
@@ -102,7 +108,7 @@ fn pure_crates_do_no_io() {
 #[test]
 fn only_the_composition_root_names_an_adapter() {
     for (name, depends_on) in dependencies() {
-        for adapter in ["audit-log-sqlite", "audit-log-postgres", "session-view-redis"] {
+        for adapter in ["audit-log-sqlite", "audit-log-postgres", "session-view-redis", "audit-sinks", "anchors"] {
             assert!(name == "counterfoil" || !depends_on.contains(adapter), "{name} names {adapter}");
         }
     }

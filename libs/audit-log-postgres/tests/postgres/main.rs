@@ -34,3 +34,9 @@ async fn again(database: &Database) -> Arc<dyn LogStore> {
 }
 
 audit_log::conformance_tests!(conformance, build, again);
+
+#[tokio::test]
+async fn cursors_keep_their_contract() {
+    let database = Database::new().await;
+    audit_log::check_cursors(&database.open().await).await;
+}

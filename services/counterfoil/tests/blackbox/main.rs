@@ -9,11 +9,14 @@
     reason = "a test that cannot go on should stop where it is"
 )]
 
+mod anchors;
 mod auditing;
 mod bad_input;
 mod bad_weather;
 mod evidence;
+mod export;
 mod log_keys;
 mod program;
 mod secrets;
+mod sinks;
 mod walk;

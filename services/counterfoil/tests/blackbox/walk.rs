@@ -94,6 +94,7 @@ fn roles_are_separate_on_every_route() {
         "tile/0/000.p/1".to_owned(),
         "tile/entries/000.p/1".to_owned(),
         "verify".to_owned(),
+        "export?format=jsonl".to_owned(),
         "bundle?from=2200-01-01T00:00:00Z".to_owned(),
     ];
     let mut audit: Vec<_> = audit.into_iter().map(|path| ("GET", format!("/v1/audit/{path}"), None)).collect();
