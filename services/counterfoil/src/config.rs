@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::soap::Soap;
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use schemars::JsonSchema;
@@ -40,6 +41,8 @@ pub(crate) struct Config {
     pub realms: BTreeMap<String, Realm>,
     /// Keys of realm `default` to accept from the first start.
     pub bootstrap: Bootstrap,
+    /// The SOAP endpoint, `/soap/v1`.
+    pub soap: Soap,
     /// Logs.
     pub logging: Logging,
 }
@@ -287,6 +290,7 @@ impl Default for Config {
             realms: [("default".to_owned(), Realm { profile: Profile::Default, overrides: Overrides::default() })]
                 .into(),
             bootstrap: Bootstrap::default(),
+            soap: Soap::default(),
             logging: Logging { level: "info,sqlx=warn".into(), format: LogFormat::Text },
         }
     }
@@ -374,7 +378,7 @@ impl Config {
                 return Err(ConfigError::Value { key: key.into(), why: "must not be 0".into() });
             }
         }
-        Ok(())
+        self.soap.check(&self.realms).map_err(|(key, why)| ConfigError::Value { key, why })
     }
 
     /// The realms and what each demands.

@@ -9,6 +9,7 @@ mod key_files;
 mod management;
 mod output;
 mod serve;
+mod soap;
 
 use std::error::Error;
 use std::io::Write;

@@ -15,8 +15,10 @@ use actix_web::{App, HttpServer, web};
 use api_audit::{AuditApi, PublishedKey, ReadRecorder};
 use api_http::{Gate, Problem};
 use api_rest::{Observed, RestApi};
+use api_soap::{Consumers, SoapApi};
 use async_trait::async_trait;
 use audit_log::{GroupCommitConfig, LogIdentity, LogReader, LogStore};
+use nonce_store::NonceStore;
 use session_model::{Action, Detail, Outcome, Policy, RealmName, Role, Timestamp};
 use session_service::{
     Caller, Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, ServiceError, SessionService,
@@ -28,7 +30,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::anchor::Anchor;
-use crate::backends::{open_log, open_view};
+use crate::backends::{open_log, open_nonces, open_view};
 use crate::config::{Config, LogFormat};
 use crate::key_commands::credential;
 use crate::key_files::KeyFiles;
@@ -136,6 +138,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let origin: Arc<str> = core.keys.origin.as_str().into();
     let vkey = core.keys.log_key.verifier().to_string();
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
+    let consumers = Arc::new(crate::soap::consumers(&config, &core.keys.keyring, &core.policies)?);
+    let now = MachineClock { start: Instant::now() }.wall();
+    let nonces = open_nonces(&config, core.shared, now)?;
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
 
@@ -162,7 +167,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     };
     health.show();
     let api = Interfaces::new(&config, &service, &log, &holders, &metrics, origin, vkey)?;
-    let (main, main_address) = api.listen(&config)?;
+    let (main, main_address) = api.listen(&config, consumers, nonces)?;
     let (management, management_address) = listen_management(&config, health)?;
     announce(&main_address, &management_address, &minted)?;
     info!(address = main_address, management = management_address, "serving");
@@ -376,10 +381,27 @@ impl Interfaces {
         Ok(Self { rest, audit, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
     }
 
-    fn listen(self, config: &Config) -> io::Result<(Server, String)> {
+    fn listen(
+        self,
+        config: &Config,
+        consumers: Arc<Consumers>,
+        nonces: Arc<dyn NonceStore>,
+    ) -> io::Result<(Server, String)> {
         let listener =
             TcpListener::bind(&config.server.listen).map_err(|failure| named(failure, &config.server.listen))?;
         let address = listener.local_addr()?.to_string();
+        let here = format!("http://{address}/soap/v1");
+        let soap = web::Data::new(SoapApi {
+            service: Arc::clone(&self.rest.service),
+            log: Arc::clone(&self.audit.log),
+            gate: self.rest.gate.clone(),
+            observer: Arc::clone(&self.rest.observer),
+            origin: Arc::clone(&self.rest.origin),
+            consumers,
+            password_text: config.soap.password_text.into(),
+            nonces,
+            public_url: config.soap.public_url.clone().unwrap_or(here).into(),
+        });
         let (rest, audit) = (web::Data::new(self.rest), web::Data::new(self.audit));
         let (openapi, docs, metrics) = (self.openapi, self.docs, self.metrics);
         let mut server = HttpServer::new(move || {
@@ -388,6 +410,7 @@ impl Interfaces {
             App::new()
                 .app_data(rest.clone())
                 .app_data(audit.clone())
+                .app_data(soap.clone())
                 .wrap_fn(move |request, service| {
                     let began = Instant::now();
                     let metrics = Arc::clone(&metrics);
@@ -403,6 +426,7 @@ impl Interfaces {
                 })
                 .configure(api_rest::configure)
                 .configure(api_audit::configure)
+                .configure(api_soap::configure)
                 .configure(|config| api_rest::configure_docs(config, openapi, docs))
                 .default_service(web::route().to(api_rest::not_found))
         })

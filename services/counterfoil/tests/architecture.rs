@@ -15,6 +15,7 @@ const MAY: &[(&str, &[&str])] = &[
     // Ports.
     ("audit-log", &["merkle-log", "session-model"]),
     ("session-view", &["session-model"]),
+    ("nonce-store", &["session-model"]),
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "session-model"]),
@@ -26,6 +27,19 @@ const MAY: &[(&str, &[&str])] = &[
     ("api-http", &["access", "sealing", "session-model", "session-service"]),
     ("api-audit", &["access", "api-http", "audit-log", "merkle-log", "session-model", "session-service"]),
     ("api-rest", &["access", "api-audit", "api-http", "audit-log", "sealing", "session-model", "session-service"]),
+    (
+        "api-soap",
+        &[
+            "access",
+            "api-http",
+            "audit-log",
+            "merkle-log",
+            "nonce-store",
+            "sealing",
+            "session-model",
+            "session-service",
+        ],
+    ),
     ("telemetry", &[]),
     // The offline verifier shares only pure crates with the server.
     ("counterfoil-verify", &["merkle-log", "session-model"]),
