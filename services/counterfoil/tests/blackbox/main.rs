@@ -13,4 +13,7 @@ mod bad_input;
 mod bad_weather;
 mod program;
 mod secrets;
+mod soap;
+mod soap_messages;
+mod soap_security;
 mod walk;
