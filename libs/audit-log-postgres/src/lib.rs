@@ -9,7 +9,9 @@
 mod append;
 mod changes;
 mod index;
+mod nonces;
 mod open;
 mod read;
 
+pub use nonces::PostgresNonces;
 pub use open::{OpenError, PostgresConfig, PostgresLog, migrate};

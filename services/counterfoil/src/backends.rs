@@ -24,6 +24,28 @@ pub(crate) struct OpenedLog {
     pub store: Arc<dyn LogStore>,
     /// Whether it is a server's, which other nodes may write.
     pub shared: bool,
+    /// The nonces beside it.
+    pub nonces: LogNonces,
+}
+
+/// The nonces beside a log.
+pub(crate) enum LogNonces {
+    /// None: no other node writes the log.
+    Alone,
+    /// None yet: the schema is from before.
+    NotYet,
+    /// For all nodes of the log.
+    Shared(Arc<dyn NonceStore>),
+}
+
+/// A view.
+pub(crate) struct OpenedView {
+    /// The view.
+    pub view: Arc<dyn SessionView>,
+    /// Whether other nodes use it too.
+    pub shared: bool,
+    /// The nonces beside it, if it is shared.
+    pub nonces: Option<Arc<dyn NonceStore>>,
 }
 
 fn bad(key: &str, url: &str, kinds: &str) -> Failure {
@@ -53,11 +75,12 @@ pub(crate) async fn open_log(config: &Config) -> Result<OpenedLog, Failure> {
             std::fs::create_dir_all(folder)?;
         }
         let store = SqliteLog::open(SqliteLogOptions::new(path)).await?;
-        return Ok(OpenedLog { store: Arc::new(store), shared: false });
+        return Ok(OpenedLog { store: Arc::new(store), shared: false, nonces: LogNonces::Alone });
     }
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         let store = PostgresLog::connect(postgres(config, url)).await?;
-        return Ok(OpenedLog { store: Arc::new(store), shared: true });
+        let nonces = store.nonces().await?.map_or(LogNonces::NotYet, |nonces| LogNonces::Shared(Arc::new(nonces)));
+        return Ok(OpenedLog { store: Arc::new(store), shared: true, nonces });
     }
     Err(bad("log.url", &url, "sqlite:PATH, postgres://…"))
 }
@@ -80,11 +103,7 @@ pub(crate) async fn migrate(config: &Config) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If the URL is none.
-pub(crate) async fn open_view(
-    config: &Config,
-    keyring: &Keyring,
-    origin: &str,
-) -> Result<(Arc<dyn SessionView>, bool), Failure> {
+pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) -> Result<OpenedView, Failure> {
     let url = config.view_url()?;
     let beyond = match config.view.beyond_budget {
         Beyond::Refuse => BeyondBudget::Refuse,
@@ -92,7 +111,8 @@ pub(crate) async fn open_view(
     };
     if url == "memory:" || url == "memory" {
         let bytes = if config.view.memory_bytes == 0 { usize::MAX } else { config.view.memory_bytes };
-        return Ok((Arc::new(MemoryView::new(Budget { bytes, beyond })), false));
+        let view = Arc::new(MemoryView::new(Budget { bytes, beyond }));
+        return Ok(OpenedView { view, shared: false, nonces: None });
     }
     if url.starts_with("redis://") || url.starts_with("rediss://") || url.starts_with("unix://") {
         let namespace = format!("cf-{:.16}", sha256(origin.as_bytes()).to_string());
@@ -102,7 +122,9 @@ pub(crate) async fn open_view(
             max_staleness: Duration::from_millis(config.view.max_staleness_ms),
             ..RedisViewConfig::new(url, namespace, *keyring.view_key())
         });
-        return Ok((Arc::new(view.await?), true));
+        let view = view.await?;
+        let nonces: Arc<dyn NonceStore> = Arc::new(view.nonces());
+        return Ok(OpenedView { view: Arc::new(view), shared: true, nonces: Some(nonces) });
     }
     Err(bad("view.url", &url, "memory:, redis://…, rediss://…"))
 }
@@ -110,12 +132,23 @@ pub(crate) async fn open_view(
 /// Nonces that a process which is alone remembers: a thousand a second for the six minutes that a message may be replayed.
 const NONCES: usize = 400_000;
 
-/// Opens the memory of nonces, at this time. Nodes that share a log must share it, or a message seen by one could be replayed to
-/// another.
+/// The memory of nonces, at this time. Nodes that share a log must share it, or a message that one has seen could be replayed to
+/// another: it is in the Redis of the view, if the view is there; else beside a log that is shared; else in this process.
 ///
 /// # Errors
-/// If there is nothing that they share.
-pub(crate) fn open_nonces(config: &Config, shared_log: bool, now: Timestamp) -> Result<Arc<dyn NonceStore>, Failure> {
-    let _ = (config, shared_log);
-    Ok(Arc::new(MemoryNonces::new(now, NONCES)))
+/// If there are consumers, and the shared log is of a schema without nonces.
+pub(crate) fn nonces_of(
+    config: &Config,
+    of_view: Option<Arc<dyn NonceStore>>,
+    of_log: LogNonces,
+    now: Timestamp,
+) -> Result<Arc<dyn NonceStore>, Failure> {
+    match (of_view, of_log) {
+        (Some(nonces), _) | (None, LogNonces::Shared(nonces)) => Ok(nonces),
+        (None, LogNonces::NotYet) if !config.soap.consumers.is_empty() => {
+            Err("soap.consumers needs a table that the log's schema does not have yet: run `counterfoil migrate` as its owner".into())
+        }
+        // Nobody has a secret to make a nonce with.
+        (None, LogNonces::NotYet | LogNonces::Alone) => Ok(Arc::new(MemoryNonces::new(now, NONCES))),
+    }
 }

@@ -30,7 +30,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::anchor::Anchor;
-use crate::backends::{open_log, open_nonces, open_view};
+use crate::backends::{LogNonces, OpenedView, nonces_of, open_log, open_view};
 use crate::config::{Config, LogFormat};
 use crate::key_commands::credential;
 use crate::key_files::KeyFiles;
@@ -62,6 +62,8 @@ pub(crate) struct Core {
     pub log: Arc<dyn LogStore>,
     /// Whether other machines may write it too.
     pub shared: bool,
+    /// The nonces beside it.
+    pub nonces: LogNonces,
     /// The keys.
     pub keys: KeyFiles,
     /// The outside checkpoint.
@@ -85,7 +87,7 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let policies = config.policies()?.into_iter().map(|(realm, _, policy)| (realm, policy)).collect();
     let clock = MachineClock { start: Instant::now() };
     opened.store.prepare(head.size(), clock.wall()).await?;
-    Ok(Core { log: opened.store, shared: opened.shared, keys, anchor, policies })
+    Ok(Core { log: opened.store, shared: opened.shared, nonces: opened.nonces, keys, anchor, policies })
 }
 
 /// The service on a core and a view.
@@ -131,8 +133,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     };
     let no_color = std::env::var_os("NO_COLOR").is_some();
     telemetry::init_logs(&config.logging.level, format, no_color)?;
-    let core = open_core(&config).await?;
-    let (view, view_shared) = open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
+    let mut core = open_core(&config).await?;
+    let OpenedView { view, shared: view_shared, nonces } =
+        open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
     let log = Arc::clone(&core.log);
     let anchor = core.anchor.clone();
     let origin: Arc<str> = core.keys.origin.as_str().into();
@@ -140,7 +143,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let consumers = Arc::new(crate::soap::consumers(&config, &core.keys.keyring, &core.policies)?);
     let now = MachineClock { start: Instant::now() }.wall();
-    let nonces = open_nonces(&config, core.shared, now)?;
+    let beside_log = std::mem::replace(&mut core.nonces, LogNonces::Alone);
+    let nonces = nonces_of(&config, nonces, beside_log, now)?;
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
 

@@ -18,8 +18,8 @@ const MAY: &[(&str, &[&str])] = &[
     ("nonce-store", &["session-model"]),
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
-    ("audit-log-postgres", &["audit-log", "merkle-log", "session-model"]),
-    ("session-view-redis", &["session-view", "session-model"]),
+    ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
+    ("session-view-redis", &["nonce-store", "session-view", "session-model"]),
     // The service and who may ask it.
     ("session-service", &["audit-log", "merkle-log", "sealing", "session-model", "session-view"]),
     ("access", &["audit-log", "sealing", "session-model"]),

@@ -124,7 +124,7 @@ async fn the_writer_calls_what_it_needs_and_nothing_else() {
     .unwrap();
     let callable: Vec<&str> =
         functions.iter().filter(|function| function.1).map(|function| function.0.as_str()).collect();
-    assert_eq!(callable, ["append", "forget_expired", "lock_head", "mark_uses", "prepare"]);
+    assert_eq!(callable, ["append", "claim_nonce", "forget_expired", "lock_head", "mark_uses", "prepare"]);
     for (name, callable, definer, fixed_path) in &functions {
         assert_eq!(callable, definer, "{name} runs as its owner if, and only if, the writer may call it");
         assert!(!definer || *fixed_path, "{name} looks names up where its caller likes");

@@ -221,3 +221,21 @@ fn a_secret_can_be_kept_sealed_and_opens_for_its_consumer_only() {
     let (code, said) = home.run(&["--set", "server.listen=127.0.0.1:0", "--set", "management.listen=127.0.0.1:0"]);
     assert!(code == Some(1) && said.contains("soap.consumers.other.secret_file"), "{said}");
 }
+
+#[test]
+fn a_nonce_used_at_one_node_is_used_at_every_node() {
+    use crate::program::{database, redis};
+    for view in ["memory:".to_owned(), redis()] {
+        let home = home();
+        let url = database(&home);
+        let home = home.with("LOG__URL", &url).with("VIEW__URL", &view);
+        assert_eq!(home.run(&["migrate"]).0, Some(0));
+        let (one, other) = (home.start(), home.start());
+        let header = security(&Token { created: shifted(-5), ..Token::of("billing") }.digest());
+        assert_eq!(send(&one, SOAP11, &header).status, 200, "older than the process, but the memory is not its own");
+        assert_eq!(fault(&send(&other, SOAP11, &header)), "FailedAuthentication", "{view}");
+        drop(one);
+        let again = home.start();
+        assert_eq!(fault(&send(&again, SOAP11, &header)), "FailedAuthentication", "{view}");
+    }
+}
