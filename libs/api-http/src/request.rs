@@ -1,5 +1,6 @@
 //! Who asks, in which trace, having seen what.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use access::{Denied, Keyholder, Keyholders, Permission};
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{HttpMessage, HttpRequest};
 use sealing::{Ids, sha256};
-use session_model::{Detail, LeafIndex, Protocol};
+use session_model::{Detail, Digest, LeafIndex, Protocol};
 use session_service::{Caller, Idempotency};
 
 use crate::problem::{Problem, ProblemCode};
@@ -81,8 +82,13 @@ pub type GateCounter = Arc<dyn Fn(&'static str) + Send + Sync>;
 #[derive(Clone)]
 pub struct Gate {
     holders: Arc<Keyholders>,
+    certificates: Arc<HashMap<Digest, Arc<Keyholder>>>,
     refused: GateCounter,
 }
+
+/// SHA-256 of the client certificate of a connection, which was verified when the connection was made.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientCertificate(pub Digest);
 
 impl std::fmt::Debug for Gate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -93,7 +99,14 @@ impl std::fmt::Debug for Gate {
 impl Gate {
     /// A gate for these keyholders.
     pub fn new(holders: Arc<Keyholders>, refused: GateCounter) -> Self {
-        Self { holders, refused }
+        Self { holders, certificates: Arc::default(), refused }
+    }
+
+    /// With those who are known by their client certificate, too.
+    #[must_use]
+    pub fn with_certificates(mut self, certificates: HashMap<Digest, Arc<Keyholder>>) -> Self {
+        self.certificates = Arc::new(certificates);
+        self
     }
 
     /// Lets a request in, if its credential allows what it asks.
@@ -106,11 +119,18 @@ impl Gate {
         self.admit_holder(request, &holder, permission, Protocol::Rest)
     }
 
-    /// Whose API key a request carries.
+    /// Whose API key a request carries; if none, whose client certificate its connection has.
     ///
     /// # Errors
     /// A [`Problem`]: 401 without a good credential, 429 if there are too many requests.
     pub fn holder(&self, request: &HttpRequest) -> Result<Arc<Keyholder>, Problem> {
+        if !has_bearer(request)
+            && let Some(ClientCertificate(fingerprint)) = request.conn_data()
+        {
+            let holder = self.certificates.get(fingerprint).ok_or(Denied::Unknown);
+            let holder = holder.and_then(|holder| holder.counted().map(|()| Arc::clone(holder)));
+            return holder.map_err(|denied| self.denied(denied));
+        }
         self.holders.authenticate(bearer(request.headers())).map_err(|denied| self.denied(denied))
     }
 

@@ -52,7 +52,7 @@ pub enum PasswordText {
     Always,
 }
 
-/// Who may ask with a user name and a secret. The secret is the consumer's own, made for this; it is no user's password.
+/// Who may ask with a user name and a secret, under its name. The secret is the consumer's own, made for this; it is no user's password.
 pub struct Consumer {
     holder: Arc<Keyholder>,
     secret: Zeroizing<Vec<u8>>,

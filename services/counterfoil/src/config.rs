@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::soap::Soap;
+use crate::tls::Tls;
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use schemars::JsonSchema;
@@ -63,6 +64,8 @@ pub(crate) struct Server {
     pub drain_delay_s: u64,
     /// Whether `/docs` shows the API in a browser. Default true.
     pub docs: bool,
+    /// TLS. Default: none, for a service behind a proxy that ends it.
+    pub tls: Option<Tls>,
 }
 
 /// Health and metrics.
@@ -260,6 +263,7 @@ impl Default for Config {
                 drain_s: 10,
                 drain_delay_s: 0,
                 docs: true,
+                tls: None,
             },
             management: Management { listen: "127.0.0.1:9090".into() },
             data_dir: "./data".into(),
@@ -378,7 +382,8 @@ impl Config {
                 return Err(ConfigError::Value { key: key.into(), why: "must not be 0".into() });
             }
         }
-        self.soap.check(&self.realms).map_err(|(key, why)| ConfigError::Value { key, why })
+        let certificates = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
+        self.soap.check(&self.realms, certificates).map_err(|(key, why)| ConfigError::Value { key, why })
     }
 
     /// The realms and what each demands.

@@ -10,6 +10,7 @@ mod management;
 mod output;
 mod serve;
 mod soap;
+mod tls;
 
 use std::error::Error;
 use std::io::Write;

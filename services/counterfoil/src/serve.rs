@@ -15,7 +15,7 @@ use actix_web::{App, HttpServer, web};
 use api_audit::{AuditApi, PublishedKey, ReadRecorder};
 use api_http::{Gate, Problem};
 use api_rest::{Observed, RestApi};
-use api_soap::{Consumers, SoapApi};
+use api_soap::SoapApi;
 use async_trait::async_trait;
 use audit_log::{GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use nonce_store::NonceStore;
@@ -35,6 +35,8 @@ use crate::config::{Config, LogFormat};
 use crate::key_commands::credential;
 use crate::key_files::KeyFiles;
 use crate::management::{self, Health};
+use crate::soap::KnownConsumers;
+use crate::tls::{acceptor, note_certificate};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -141,7 +143,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let origin: Arc<str> = core.keys.origin.as_str().into();
     let vkey = core.keys.log_key.verifier().to_string();
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
-    let consumers = Arc::new(crate::soap::consumers(&config, &core.keys.keyring, &core.policies)?);
+    let consumers = crate::soap::consumers(&config, &core.keys.keyring, &core.policies)?;
     let now = MachineClock { start: Instant::now() }.wall();
     let beside_log = std::mem::replace(&mut core.nonces, LogNonces::Alone);
     let nonces = nonces_of(&config, nonces, beside_log, now)?;
@@ -314,7 +316,7 @@ async fn keep_anchor(anchor: Anchor, log: Arc<dyn LogStore>, pause: Duration) {
 /// Says, on standard output, where to reach the service, and the keys that were made: the only time they are seen.
 fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "listening on http://{main}")?;
+    writeln!(out, "listening on {main}")?;
     writeln!(out, "management on http://{management}")?;
     for Minted { role, key } in minted {
         writeln!(out, "{role} key of realm default: {}", key.expose())?;
@@ -388,25 +390,27 @@ impl Interfaces {
     fn listen(
         self,
         config: &Config,
-        consumers: Arc<Consumers>,
+        consumers: KnownConsumers,
         nonces: Arc<dyn NonceStore>,
-    ) -> io::Result<(Server, String)> {
+    ) -> Result<(Server, String), Failure> {
         let listener =
             TcpListener::bind(&config.server.listen).map_err(|failure| named(failure, &config.server.listen))?;
-        let address = listener.local_addr()?.to_string();
-        let here = format!("http://{address}/soap/v1");
+        let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr()?);
+        let gate = self.rest.gate.clone().with_certificates(consumers.by_certificate);
         let soap = web::Data::new(SoapApi {
             service: Arc::clone(&self.rest.service),
             log: Arc::clone(&self.audit.log),
-            gate: self.rest.gate.clone(),
+            gate: gate.clone(),
             observer: Arc::clone(&self.rest.observer),
             origin: Arc::clone(&self.rest.origin),
-            consumers,
+            consumers: Arc::new(consumers.by_name),
             password_text: config.soap.password_text.into(),
             nonces,
-            public_url: config.soap.public_url.clone().unwrap_or(here).into(),
+            public_url: config.soap.public_url.clone().unwrap_or_else(|| format!("{url}/soap/v1")).into(),
         });
-        let (rest, audit) = (web::Data::new(self.rest), web::Data::new(self.audit));
+        let rest = web::Data::new(RestApi { gate: gate.clone(), ..self.rest });
+        let audit = web::Data::new(AuditApi { gate, ..self.audit });
         let (openapi, docs, metrics) = (self.openapi, self.docs, self.metrics);
         let mut server = HttpServer::new(move || {
             let metrics = Arc::clone(&metrics);
@@ -434,13 +438,18 @@ impl Interfaces {
                 .configure(|config| api_rest::configure_docs(config, openapi, docs))
                 .default_service(web::route().to(api_rest::not_found))
         })
+        .on_connect(note_certificate)
         .shutdown_timeout(config.server.drain_s)
         .disable_signals()
         .keep_alive(Duration::from_secs(75));
         if config.server.workers > 0 {
             server = server.workers(config.server.workers);
         }
-        Ok((server.listen(listener)?.run(), address))
+        let server = match &config.server.tls {
+            None => server.listen(listener)?,
+            Some(tls) => server.listen_openssl(listener, acceptor(tls)?)?,
+        };
+        Ok((server.run(), url))
     }
 }
 

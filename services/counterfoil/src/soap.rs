@@ -61,8 +61,12 @@ impl From<TextWord> for PasswordText {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ConsumerConfig {
     /// File that holds the secret: as it is, or sealed by `counterfoil soap seal`. At least 16 random bytes, because a digest can
-    /// be guessed at offline by whoever sees it.
-    pub secret_file: PathBuf,
+    /// be guessed at offline by whoever sees it. Default: none, it has certificates only.
+    pub secret_file: Option<PathBuf>,
+    /// SHA-256, in hexadecimal, of the client certificates that are its own (DER); needs `server.tls.client_ca_file`. They open REST,
+    /// too. Default: none.
+    #[serde(default)]
+    pub certificates_sha256: Vec<String>,
     /// Realm it belongs to. Default `default`.
     #[serde(default = "default_realm")]
     pub realm: String,
@@ -105,7 +109,11 @@ impl Default for Soap {
 
 impl Soap {
     /// Whether it can be: the bad key and why, if not.
-    pub(crate) fn check(&self, realms: &BTreeMap<String, Realm>) -> Result<(), (String, String)> {
+    pub(crate) fn check(
+        &self,
+        realms: &BTreeMap<String, Realm>,
+        client_certificates: bool,
+    ) -> Result<(), (String, String)> {
         let is_http = |url: &Url| matches!(url.scheme(), "http" | "https") && url.host().is_some();
         if let Some(url) = &self.public_url
             && !Url::parse(url).is_ok_and(|url| is_http(&url) && url.query().is_none() && url.fragment().is_none())
@@ -123,6 +131,15 @@ impl Soap {
             if !realms.contains_key(&consumer.realm) {
                 return bad(&format!("there is no realm {}", consumer.realm));
             }
+            if consumer.secret_file.is_none() && consumer.certificates_sha256.is_empty() {
+                return bad("has neither secret_file nor certificates_sha256: it could never get in");
+            }
+            if consumer.certificates_sha256.iter().any(|fingerprint| fingerprint.parse::<Digest>().is_err()) {
+                return bad("certificates_sha256 must be 64 lower-case hexadecimal digits each");
+            }
+            if !consumer.certificates_sha256.is_empty() && !client_certificates {
+                return bad("certificates_sha256 needs server.tls.client_ca_file");
+            }
             if consumer.roles.is_empty() {
                 return bad("roles must not be empty");
             }
@@ -131,25 +148,43 @@ impl Soap {
     }
 }
 
+/// Who may ask, by which means.
+#[derive(Default)]
+pub(crate) struct KnownConsumers {
+    /// By name and secret.
+    pub by_name: Consumers,
+    /// By client certificate.
+    pub by_certificate: HashMap<Digest, Arc<Keyholder>>,
+}
+
 /// Reads the consumers and their secrets.
 ///
 /// # Errors
-/// If a secret cannot be read or opened.
+/// If a secret cannot be read or opened, or two consumers have one certificate.
 pub(crate) fn consumers(
     config: &Config,
     keyring: &Keyring,
     policies: &HashMap<RealmName, Policy>,
-) -> Result<Consumers, Failure> {
-    let mut consumers = HashMap::new();
+) -> Result<KnownConsumers, Failure> {
+    let mut known = KnownConsumers::default();
+    let mut by_name = HashMap::new();
     for (name, consumer) in &config.soap.consumers {
-        let secret = read_secret(name, &consumer.secret_file, keyring)?;
         let realm: RealmName = consumer.realm.parse()?;
         let rate = policies.get(&realm).map_or(0, |policy| policy.requests_per_second);
         let roles = consumer.roles.iter().copied().map(Role::from).collect();
         let holder = Arc::new(Keyholder::new(format!("consumer:{name}"), realm, roles, rate));
-        consumers.insert(name.clone(), Consumer::new(holder, secret));
+        if let Some(file) = &consumer.secret_file {
+            let secret = read_secret(name, file, keyring)?;
+            by_name.insert(name.clone(), Consumer::new(Arc::clone(&holder), secret));
+        }
+        for fingerprint in &consumer.certificates_sha256 {
+            if known.by_certificate.insert(fingerprint.parse()?, Arc::clone(&holder)).is_some() {
+                return Err(format!("soap.consumers.{name}: another consumer has the certificate {fingerprint}").into());
+            }
+        }
     }
-    Ok(Consumers::new(consumers))
+    known.by_name = Consumers::new(by_name);
+    Ok(known)
 }
 
 const SEALED: &str = "sealed:";

@@ -239,3 +239,49 @@ fn a_nonce_used_at_one_node_is_used_at_every_node() {
         assert_eq!(fault(&send(&again, SOAP11, &header)), "FailedAuthentication", "{view}");
     }
 }
+
+#[test]
+fn tls_serves_both_mouths_and_a_client_certificate_is_a_credential() {
+    use crate::soap::{Identity, over_tls};
+    let (root, stranger_root) = (Identity::new("root", None), Identity::new("other root", None));
+    let server = Identity::new("127.0.0.1", Some(&root));
+    let billing = Identity::new("billing", Some(&root));
+    let unknown = Identity::new("unknown", Some(&root));
+    let forged = Identity::new("billing", Some(&stranger_root));
+    let mut home = home().with("SOAP__PASSWORD_TEXT", "tls_only");
+    let pem = |identity: &Identity| identity.certificate.to_pem().unwrap();
+    for (key, bytes) in [
+        ("SERVER__TLS__CERTIFICATE_FILE", pem(&server)),
+        ("SERVER__TLS__KEY_FILE", server.key.private_key_to_pem_pkcs8().unwrap()),
+        ("SERVER__TLS__CLIENT_CA_FILE", pem(&root)),
+    ] {
+        let file = home.folder.path().join(key);
+        std::fs::write(&file, bytes).unwrap();
+        home = home.with(key, file.display().to_string());
+    }
+    let home = home.with("SOAP__CONSUMERS__BILLING__CERTIFICATES_SHA256", format!("[\"{}\"]", billing.fingerprint()));
+    let program = home.start();
+    assert!(program.base.starts_with("https://"), "{}", program.base);
+    let soap = |header: &str| {
+        let message = envelope(SOAP11, header, CREATE);
+        format!(
+            "POST /soap/v1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\r\n{message}",
+            message.len()
+        )
+    };
+    let ask = |own: Option<&Identity>, request: &str| over_tls(&program, &root, own, request);
+    let ok = |answer: Option<String>| answer.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"));
+    assert!(ok(ask(None, &soap(&security(&Token::of("billing").plain())))), "a secret in clear over TLS");
+    assert!(ok(ask(Some(&billing), &soap(""))), "a certificate through SOAP");
+    let list = "GET /v1/sessions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    assert!(ok(ask(Some(&billing), list)), "a certificate through REST");
+    for own in [None, Some(&unknown)] {
+        assert!(ask(own, list).unwrap().starts_with("HTTP/1.1 401"));
+        assert!(ask(own, &soap("")).unwrap().contains("FailedAuthentication"));
+    }
+    assert_eq!(ask(Some(&forged), list), None, "a certificate of another root is no connection");
+    let keyed = list.replace("Host", &format!("Authorization: Bearer {APPLICATION}\r\nHost"));
+    assert!(ok(ask(None, &keyed)), "an API key as ever");
+    let description = ask(None, &list.replace("/v1/sessions", "/soap/v1?wsdl")).unwrap();
+    assert!(description.contains(&format!("location=\"{}/soap/v1\"", program.base)), "{description}");
+}
