@@ -128,7 +128,12 @@ impl Fault {
             }
             Kind::NotUnderstood(headers) if version == Version::Soap12 => {
                 for (namespace, name) in headers {
-                    block.raw("<soap:NotUnderstood xmlns:h=\"").escaped(namespace).raw("\" qname=\"h:");
+                    // A prefix cannot stand for no namespace.
+                    if namespace.is_empty() {
+                        block.raw("<soap:NotUnderstood qname=\"");
+                    } else {
+                        block.raw("<soap:NotUnderstood xmlns:h=\"").escaped(namespace).raw("\" qname=\"h:");
+                    }
                     block.escaped(name).raw("\"/>");
                 }
             }
@@ -276,5 +281,38 @@ fn element(pointer: &str) -> &str {
         "/absolute_timeout_s" => "absoluteTimeoutSeconds",
         "" => "attributeMap",
         other => other.trim_start_matches('/'),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every fault there is, in a version: what is told of each is to the letter what it always was.
+    fn all(version: Version) -> String {
+        let mut faults = vec![
+            Fault::version_mismatch(),
+            Fault::not_understood(vec![("urn:a&b".into(), "Tx".into()), (String::new(), "Ty".into())]),
+            Fault::addressing("wsa:OnlyAnonymousAddressSupported", "why"),
+            ServiceError::StaleVersion { current: SessionVersion(7) }.into(),
+        ];
+        faults.extend(SecurityCode::ALL.map(|code| Fault::security(code, "why")));
+        faults.extend(ProblemCode::ALL.map(|code| Fault::from(Problem::new(code, "why <&> not"))));
+        let lines = faults.iter().map(|fault| {
+            let (told_in, xml) = fault.envelope(version, &Echo::default(), "4bf92f3577b34da6a3ce929d0e0e4736");
+            roxmltree::Document::parse(&xml).unwrap();
+            format!("{:?} {told_in:?}\n{xml}\n", fault.kind)
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn faults_of_soap_11() {
+        insta::assert_snapshot!(all(Version::Soap11));
+    }
+
+    #[test]
+    fn faults_of_soap_12() {
+        insta::assert_snapshot!(all(Version::Soap12));
     }
 }

@@ -14,6 +14,8 @@ mod bad_weather;
 mod program;
 mod secrets;
 mod soap;
+mod soap_differential;
+mod soap_golden;
 mod soap_messages;
 mod soap_security;
 mod walk;
