@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use api_http::{Problem, ProblemCode, Trace, answer, has_bearer};
 use session_model::{LeafIndex, Protocol};
 
-use crate::addressing::{self, Addressed, Echo};
+use crate::addressing::{self, Echo};
 use crate::envelope::{self, Envelope, Version};
 use crate::fault::{self, Fault};
 use crate::operation::Operation;
@@ -144,7 +144,7 @@ async fn process(
     let envelope = Envelope::read(&document, context.version)?;
     let addressed = addressing::read(&envelope.headers)?;
     let message_id = addressed.as_ref().and_then(|addressed| addressed.message_id.clone());
-    context.echo.addressing = addressed.map(|Addressed { message_id }| Addressed { message_id });
+    context.echo.addressing = addressed;
     let security = security::read(&envelope.headers)?;
     let now = api.service.now();
     if let Some(security) = &security {
