@@ -18,6 +18,8 @@ mod envelope;
 mod fault;
 mod operation;
 mod perform;
+#[cfg(any(test, feature = "test-util"))]
+mod read_only;
 mod reader;
 mod security;
 mod writer;
@@ -25,6 +27,8 @@ mod wsdl;
 
 pub use endpoint::{MAX_BODY, configure};
 pub use operation::Operation;
+#[cfg(any(test, feature = "test-util"))]
+pub use read_only::read_only;
 pub use security::{Consumer, Consumers, PasswordText};
 pub use wsdl::{SchemaLocation, Soap, wsdl, xsd};
 

@@ -354,7 +354,7 @@ async fn receipt(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Result<
 
 /// Reads the attribute map as the text of a JSON object, `null` for those removed; `None` if neither is there. What it holds is
 /// checked by the same readers that check REST's.
-fn attribute_map(children: &mut Children<'_, '_>, removed: Vec<String>) -> Option<String> {
+pub(crate) fn attribute_map(children: &mut Children<'_, '_>, removed: Vec<String>) -> Option<String> {
     let entries = children.list("attributeMap", "entry");
     if entries.is_none() && removed.is_empty() {
         return None;
