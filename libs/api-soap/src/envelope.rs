@@ -148,8 +148,14 @@ fn within(depth: usize, elements: usize, element: &BytesStart<'_>) -> Result<(),
         return Err(malformed(format!("the message has more than {ELEMENTS} elements")));
     }
     let mut attributes = element.attributes();
-    if attributes.with_checks(false).take(ATTRIBUTES + 1).count() > ATTRIBUTES {
-        return Err(malformed(format!("an element has more than {ATTRIBUTES} attributes")));
+    let mut count = 0;
+    for attribute in attributes.with_checks(false) {
+        // What the scan cannot count the tree must not be given: it may read it otherwise.
+        attribute.map_err(|_| malformed("the message is not well-formed XML"))?;
+        count += 1;
+        if count > ATTRIBUTES {
+            return Err(malformed(format!("an element has more than {ATTRIBUTES} attributes")));
+        }
     }
     Ok(())
 }

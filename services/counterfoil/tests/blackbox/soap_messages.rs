@@ -385,3 +385,65 @@ fn lists_stay_below_what_a_dotnet_client_takes() {
     seen.dedup();
     assert_eq!((all, seen.len()), (12, 12), "each once");
 }
+
+#[test]
+fn an_auditor_finds_entries_by_subject_session_and_time_and_pages_through_them() {
+    let (_home, program) = begun();
+    for subject in ["alice", "bob", "alice"] {
+        create(&program, SOAP11, &format!("<subject>{subject}</subject>"));
+    }
+    let bearer = format!("Bearer {AUDITOR}");
+    let query = |inside: &str| {
+        let body = envelope(SOAP12, "", &format!("<QueryAudit xmlns='{OURS}'>{inside}</QueryAudit>"));
+        let headers = [("Authorization", bearer.as_str()), ("Content-Type", media_type(SOAP12))];
+        let answer = program.ask("POST", "/soap/v1", &headers, Some(body.as_bytes())).unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer
+    };
+    let of_alice = query("<subject>alice</subject>");
+    assert_eq!(texts(&of_alice, "action"), ["session.created", "session.created"]);
+    assert!(texts(&query("<subject>carol</subject>"), "event").is_empty());
+    let id = &texts(&of_alice, "sessionId")[0];
+    assert_eq!(texts(&query(&format!("<sessionId>{id}</sessionId>")), "event").len(), 1);
+    let hour = |hours: i64| crate::soap::shifted(hours * 3_600);
+    assert!(texts(&query(&format!("<from>{}</from>", hour(1))), "event").is_empty());
+    assert!(texts(&query(&format!("<to>{}</to>", hour(-1))), "event").is_empty());
+    let within = query(&format!("<from>{}</from><to>{}</to><subject>bob</subject>", hour(-1), hour(1)));
+    assert_eq!(texts(&within, "action"), ["session.created"]);
+
+    // A page at a time, each entry once, from the newest to the first; the queries themselves are entries, newer than the first page.
+    let first = query("<pageSize>2</pageSize>");
+    let newest: u64 = text(&first, "leafIndex").parse().unwrap();
+    let (mut seen, mut token) = (texts(&first, "leafIndex"), text(&first, "nextPageToken"));
+    loop {
+        let page = query(&format!("<pageSize>2</pageSize><pageToken>{token}</pageToken>"));
+        seen.extend(texts(&page, "leafIndex"));
+        match texts(&page, "nextPageToken").pop() {
+            Some(next) => token = next,
+            None => break,
+        }
+    }
+    let all: Vec<u64> = seen.iter().map(|index| index.parse().unwrap()).collect();
+    assert_eq!(all, (0..=newest).rev().collect::<Vec<_>>());
+    // The hash is of the bytes that are shown.
+    use base64::Engine;
+    let leaf = base64::engine::general_purpose::STANDARD.decode(text(&first, "leaf")).unwrap();
+    assert_eq!(merkle_log::leaf_hash(&leaf).to_string(), text(&first, "leafHash"));
+}
+
+#[test]
+fn an_idempotency_key_replays_the_first_answer() {
+    let (_home, program) = begun();
+    let bearer = format!("Bearer {APPLICATION}");
+    let send = |header: &str, kind: &str| {
+        let body =
+            envelope(SOAP11, header, &format!("<CreateSession xmlns='{OURS}'><kind>{kind}</kind></CreateSession>"));
+        let headers = [("Authorization", bearer.as_str()), ("Content-Type", "text/xml"), ("Idempotency-Key", "k")];
+        program.ask("POST", "/soap/v1", &headers, Some(body.as_bytes())).unwrap()
+    };
+    let first = send("", "web");
+    // Another header, another nonce: the same request all the same.
+    let again = send("<t:Trace xmlns:t='urn:t'/>", "web");
+    assert_eq!((first.status, &first.text), (200, &again.text));
+    assert_eq!(fault(&send("", "api")), "VALIDATION_FAILED");
+}
