@@ -175,13 +175,15 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let api = Interfaces::new(&config, &service, &log, &holders, &metrics, origin, vkey)?;
     let (main, main_address) = api.listen(&config, consumers, nonces)?;
     let (management, management_address) = listen_management(&config, health)?;
+    // Before anybody can know that it runs: whoever does may tell it to stop, and that must be an orderly end.
+    let told_to_stop = told_to_stop()?;
     announce(&main_address, &management_address, &minted)?;
     info!(address = main_address, management = management_address, "serving");
     let (handle, management_handle) = (main.handle(), management.handle());
     let main = tokio::spawn(main);
     let management = tokio::spawn(management);
 
-    told_to_stop().await?;
+    told_to_stop.await;
     info!("stopping: taking no more requests");
     stopping.store(true, Ordering::Relaxed);
     sleep(Duration::from_secs(config.server.drain_delay_s)).await;
@@ -228,14 +230,16 @@ fn event<const N: usize>(action: Action, facts: [(&str, String); N]) -> Record {
     }
 }
 
-async fn told_to_stop() -> io::Result<()> {
+/// Listens for the word to stop from now on; what it answers waits for it.
+fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// A key made or accepted at the first start.
