@@ -23,6 +23,23 @@ pub struct Keyholder {
 }
 
 impl Keyholder {
+    /// A holder known by other means than an API key: `requests_per_second` 0 is no limit.
+    pub fn new(id: String, realm: RealmName, roles: Vec<Role>, requests_per_second: u32) -> Self {
+        let limiter = NonZeroU32::new(requests_per_second).map(|rate| RateLimiter::direct(Quota::per_second(rate)));
+        Self { id, realm, roles, limiter }
+    }
+
+    /// Counts a request against the holder's rate.
+    ///
+    /// # Errors
+    /// [`Denied::TooMany`].
+    pub fn counted(self: &Arc<Self>) -> Result<(), Denied> {
+        match &self.limiter {
+            Some(limiter) if limiter.check().is_err() => Err(Denied::TooMany(Arc::clone(self))),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// The holder in the first of its roles that may do this.
     pub fn acting(&self, permission: Permission) -> Option<Actor> {
         let role = self.roles.iter().copied().find(|role| may(*role, permission))?;
@@ -79,13 +96,8 @@ impl Keyholders {
     }
 
     fn holder(&self, credential: Credential) -> Keyholder {
-        let rate = self.rates.get(&credential.realm).and_then(|rate| NonZeroU32::new(*rate));
-        Keyholder {
-            id: credential.id,
-            realm: credential.realm,
-            roles: credential.roles,
-            limiter: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
-        }
+        let rate = self.rates.get(&credential.realm).copied().unwrap_or_default();
+        Keyholder::new(credential.id, credential.realm, credential.roles, rate)
     }
 
     /// Who holds this key.
@@ -96,9 +108,7 @@ impl Keyholders {
         let digest = ApiKey::digest_of(key).map_err(|_| Denied::Unknown)?;
         // Found by a digest of 256 random bits: what the look-up's time may tell is of no use without the key.
         let holder = self.known.read().get(&digest).cloned().ok_or(Denied::Unknown)?;
-        match &holder.limiter {
-            Some(limiter) if limiter.check().is_err() => Err(Denied::TooMany(holder)),
-            Some(_) | None => Ok(holder),
-        }
+        holder.counted()?;
+        Ok(holder)
     }
 }

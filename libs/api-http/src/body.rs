@@ -26,6 +26,10 @@ impl BadField {
         Self { pointer: pointer.to_owned(), detail: detail.to_owned() }
     }
 
+    pub(crate) fn parts(&self) -> (&str, &str) {
+        (&self.pointer, &self.detail)
+    }
+
     pub(crate) fn into_problem_field(self) -> ProblemField {
         ProblemField { pointer: self.pointer, detail: self.detail }
     }

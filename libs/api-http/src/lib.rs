@@ -4,13 +4,17 @@
 //! * [`Request`]: trace context, credential and caller of a request.
 //! * [`Fields`]: a JSON body read strictly, naming each bad field by its JSON pointer.
 //! * [`Cursor`]: opaque page cursors.
+//! * [`rules`]: what every mouth asks of a request's values; [`Observed`]: what it counts.
 
 mod body;
 mod cursor;
+mod observed;
 mod problem;
 mod request;
+pub mod rules;
 
 pub use body::{BadField, Fields, read_body};
 pub use cursor::Cursor;
-pub use problem::{Problem, ProblemCode, ProblemDocument, ProblemField, answer};
-pub use request::{Gate, GateKeeper, RefusedRequest, Request, Trace, query};
+pub use observed::{Observed, Observer};
+pub use problem::{Problem, ProblemCode, ProblemDocument, ProblemField, SoapFault, answer};
+pub use request::{ClientCertificate, Gate, GateKeeper, RefusedRequest, Request, Trace, has_bearer, query};

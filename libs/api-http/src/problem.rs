@@ -155,6 +155,49 @@ impl ProblemCode {
     }
 }
 
+/// How a problem is told through SOAP: one row for each code, here beside its HTTP status so that the two cannot part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SoapFault {
+    /// The word of the interface contract, in the fault's detail.
+    pub code: &'static str,
+    /// Whether the fault is the sender's (`Client`, `Sender`) or ours (`Server`, `Receiver`).
+    pub sender: bool,
+    /// Whether the same message may succeed later.
+    pub retryable: bool,
+}
+
+impl ProblemCode {
+    /// The SOAP fault that tells of it.
+    pub const fn soap(self) -> SoapFault {
+        let (code, sender, retryable) = match self {
+            Self::MalformedJson
+            | Self::MalformedRequest
+            | Self::ValidationFailed
+            | Self::NotFound
+            | Self::MethodNotAllowed
+            | Self::IdempotencyKeyReused
+            | Self::BodyTooLarge
+            | Self::UnsupportedMediaType => ("VALIDATION_FAILED", true, false),
+            Self::CredentialRequired | Self::NotAllowed => ("NOT_ALLOWED", true, false),
+            Self::SessionNotFound => ("SESSION_NOT_FOUND", true, false),
+            Self::SessionEnded => ("SESSION_ENDED", true, false),
+            Self::VersionConflict => ("VERSION_CONFLICT", true, false),
+            Self::LimitReached => ("LIMIT_REACHED", true, false),
+            Self::NothingHeld | Self::LegalHold => ("VALIDATION_FAILED", true, false),
+            Self::RateLimited => ("LIMIT_REACHED", true, true),
+            Self::IdempotencyInFlight
+            | Self::LogUnavailable
+            | Self::ViewFull
+            | Self::Overloaded
+            | Self::NotCaughtUp => ("UNAVAILABLE", false, true),
+            // Repeating it blindly could do it twice.
+            Self::OutcomeUnknown => ("UNAVAILABLE", false, false),
+            Self::Internal => ("INTERNAL", false, false),
+        };
+        SoapFault { code, sender, retryable }
+    }
+}
+
 /// A problem on its way to the client.
 #[derive(Debug, Clone)]
 pub struct Problem {
@@ -222,6 +265,16 @@ impl Problem {
     /// What kind of problem.
     pub const fn code(&self) -> ProblemCode {
         self.code
+    }
+
+    /// What went wrong this time.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The bad fields: pointer, and what is wrong.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.fields.iter().map(BadField::parts)
     }
 
     /// The answer.
@@ -326,6 +379,15 @@ mod tests {
         for code in ProblemCode::ALL {
             assert_eq!(serde_json::to_string(&code).unwrap(), format!("\"{}\"", code.name()));
             assert!(code.status().as_u16() >= 400 && !code.title().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_problem_is_the_senders_through_both_mouths_or_neither() {
+        for code in ProblemCode::ALL {
+            let fault = code.soap();
+            let ours = code.status().is_server_error() || code == ProblemCode::IdempotencyInFlight;
+            assert_eq!(fault.sender, !ours, "{code:?}");
         }
     }
 }

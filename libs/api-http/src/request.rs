@@ -1,5 +1,6 @@
 //! Who asks, in which trace, having seen what.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use access::{Denied, Keyholder, Keyholders, Permission};
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::{HttpMessage, HttpRequest};
 use sealing::{Ids, sha256};
-use session_model::{Actor, LeafIndex, Protocol, RealmName};
+use session_model::{Actor, Detail, Digest, LeafIndex, Protocol, RealmName};
 use session_service::{Caller, Idempotency};
 
 use crate::problem::{Problem, ProblemCode};
@@ -94,8 +95,13 @@ pub type GateKeeper = Arc<dyn Fn(&RefusedRequest<'_>) + Send + Sync>;
 #[derive(Clone)]
 pub struct Gate {
     holders: Arc<Keyholders>,
+    certificates: Arc<HashMap<Digest, Arc<Keyholder>>>,
     refused: GateKeeper,
 }
+
+/// SHA-256 of the client certificate of a connection, which was verified when the connection was made.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientCertificate(pub Digest);
 
 impl std::fmt::Debug for Gate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -106,7 +112,14 @@ impl std::fmt::Debug for Gate {
 impl Gate {
     /// A gate for these keyholders.
     pub fn new(holders: Arc<Keyholders>, refused: GateKeeper) -> Self {
-        Self { holders, refused }
+        Self { holders, certificates: Arc::default(), refused }
+    }
+
+    /// With those who are known by their client certificate, too.
+    #[must_use]
+    pub fn with_certificates(mut self, certificates: HashMap<Digest, Arc<Keyholder>>) -> Self {
+        self.certificates = Arc::new(certificates);
+        self
     }
 
     /// Lets a request in, if its credential allows what it asks.
@@ -115,23 +128,65 @@ impl Gate {
     /// A [`Problem`]: 401 without a good credential, 403 without the permission, 429 if there are too many requests,
     /// 400 if a header of ours is malformed.
     pub fn admit(&self, request: &HttpRequest, permission: Permission) -> Result<Request, Problem> {
-        let holder = match self.holders.authenticate(bearer(request.headers())) {
-            Ok(holder) => holder,
-            Err(Denied::Unknown) => {
+        let holder = self.holder(request)?;
+        self.admit_holder(request, &holder, permission, Protocol::Rest)
+    }
+
+    /// Whose API key a request carries; if none, whose client certificate its connection has.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 401 without a good credential, 429 if there are too many requests.
+    pub fn holder(&self, request: &HttpRequest) -> Result<Arc<Keyholder>, Problem> {
+        if !has_bearer(request)
+            && let Some(ClientCertificate(fingerprint)) = request.conn_data()
+        {
+            let holder = self.certificates.get(fingerprint).ok_or(Denied::Unknown);
+            let holder = holder.and_then(|holder| holder.counted().map(|()| Arc::clone(holder)));
+            return holder.map_err(|denied| self.denied(request, &denied));
+        }
+        self.holders.authenticate(bearer(request.headers())).map_err(|denied| self.denied(request, &denied))
+    }
+
+    /// Counts a request of a holder known by other means than an API key.
+    ///
+    /// # Errors
+    /// A 429 [`Problem`] if there are too many.
+    pub fn count(&self, request: &HttpRequest, holder: &Arc<Keyholder>) -> Result<(), Problem> {
+        holder.counted().map_err(|denied| self.denied(request, &denied))
+    }
+
+    /// Notes a refusal that was found elsewhere than here.
+    pub fn refused(&self, request: &HttpRequest, reason: &'static str) {
+        self.refuse(request, reason, None);
+    }
+
+    fn denied(&self, request: &HttpRequest, denied: &Denied) -> Problem {
+        match denied {
+            Denied::Unknown => {
                 self.refuse(request, "credential", None);
-                return Err(Problem::new(
-                    ProblemCode::CredentialRequired,
-                    "send Authorization: Bearer with an API key",
-                )
-                .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\""));
+                Problem::new(ProblemCode::CredentialRequired, "send Authorization: Bearer with an API key")
+                    .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\"")
             }
-            Err(Denied::TooMany(holder)) => {
-                self.refuse(request, "rate", Some(&holder));
-                return Err(Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key"));
+            Denied::TooMany(holder) => {
+                self.refuse(request, "rate", Some(holder));
+                Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key")
             }
-        };
+        }
+    }
+
+    /// Lets a request of a known holder in, if its roles allow what it asks.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 403 without the permission, 400 if a header of ours is malformed.
+    pub fn admit_holder(
+        &self,
+        request: &HttpRequest,
+        holder: &Keyholder,
+        permission: Permission,
+        protocol: Protocol,
+    ) -> Result<Request, Problem> {
         let Some(actor) = holder.acting(permission) else {
-            self.refuse(request, "role", Some(&holder));
+            self.refuse(request, "role", Some(holder));
             return Err(Problem::new(ProblemCode::NotAllowed, "the credential's roles do not include this"));
         };
         let min_index = match request.headers().get("counterfoil-min-index") {
@@ -146,11 +201,12 @@ impl Gate {
             caller: Caller {
                 realm: holder.realm.clone(),
                 actor,
-                protocol: Protocol::Rest,
+                protocol,
                 origin: request.peer_addr().map(|peer| plain(peer.ip())),
                 request_id: None,
                 trace_id: Some(trace.id().to_owned()),
                 min_index,
+                detail: Detail::new(),
             },
         })
     }
@@ -176,6 +232,11 @@ fn leaf_index(text: &str) -> Option<LeafIndex> {
 /// An IPv4 client of a dual-stack listener is an IPv4 client.
 fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
+}
+
+/// Whether a request brings an API key, good or not.
+pub fn has_bearer(request: &HttpRequest) -> bool {
+    !bearer(request.headers()).is_empty()
 }
 
 fn bearer(headers: &HeaderMap) -> &str {

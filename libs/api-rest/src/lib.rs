@@ -16,25 +16,8 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use api_http::{Gate, Problem, ProblemCode, answer};
+pub use api_http::{Observed, Observer};
 use session_service::SessionService;
-
-/// Something that happened, for whoever counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Observed<'a> {
-    /// A session began.
-    Created,
-    /// A token was rotated.
-    Renewed,
-    /// A session ended, for this reason.
-    Ended(&'a str),
-    /// A token was validated: `active`, or the reason why not.
-    Validated(&'static str),
-    /// An answer was replayed under its idempotency key.
-    Replayed,
-}
-
-/// Is told of what happened.
-pub type Observer = Arc<dyn Fn(Observed<'_>) + Send + Sync>;
 
 /// What the REST interface is made of.
 #[derive(Clone)]

@@ -4,6 +4,7 @@ use access::Permission;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
+use api_http::rules::{self, METHODS, SUBJECT, USER_AGENT};
 use api_http::{BadField, Cursor, Fields, Problem, ProblemCode, ProblemDocument, Request, answer, query, read_body};
 use serde::Deserialize;
 use session_model::{
@@ -18,12 +19,6 @@ use crate::{Observed, RestApi};
 
 const JSON: &[&str] = &["application/json"];
 const MERGE_PATCH: &[&str] = &["application/merge-patch+json"];
-/// Bytes of a subject's name.
-const SUBJECT: usize = 256;
-/// Bytes of a user agent.
-const USER_AGENT: usize = 1_024;
-/// Authentication methods, and bytes of each.
-const METHODS: (usize, usize) = (16, 64);
 
 /// Adds the routes.
 pub(crate) fn configure(config: &mut web::ServiceConfig) {
@@ -247,21 +242,13 @@ fn session_id(request: &HttpRequest) -> Result<SessionId, Problem> {
 }
 
 fn reason(given: Option<String>) -> Result<EndReason, Problem> {
-    let word = given.as_deref().unwrap_or("logout");
-    EndReason::requested(word).ok_or_else(|| {
-        let rule = "must be 1 to 64 of a-z, 0-9 and '_', and none of the service's own reasons";
-        Problem::invalid(vec![BadField::new("#query/reason", rule)])
-    })
+    rules::reason(given.as_deref()).ok_or_else(|| Problem::invalid(vec![BadField::new("#query/reason", rules::REASON)]))
 }
 
 fn kind(given: Option<String>) -> Result<Option<Kind>, Problem> {
     given
-        .map(|word| kind_of(&word).ok_or_else(|| Problem::malformed("#query/kind", "is not a kind of session")))
+        .map(|word| rules::kind(&word).ok_or_else(|| Problem::malformed("#query/kind", "is not a kind of session")))
         .transpose()
-}
-
-fn kind_of(word: &str) -> Option<Kind> {
-    Kind::ALL.into_iter().find(|kind| kind.name() == word)
 }
 
 fn subject_of(given: Option<String>) -> Result<Option<Box<str>>, Problem> {
@@ -315,7 +302,7 @@ fn new_session(body: &[u8], limits: &Limits) -> Result<NewSession, Problem> {
     let subject = fields.text("subject", SUBJECT);
     let kind = match fields.text("kind", 16) {
         None => Kind::Api,
-        Some(word) => kind_of(&word).unwrap_or_else(|| {
+        Some(word) => rules::kind(&word).unwrap_or_else(|| {
             fields.refuse("kind", "is not a kind of session");
             Kind::Api
         }),

@@ -10,8 +10,10 @@ mod append;
 mod changes;
 mod cursors;
 mod index;
+mod nonces;
 mod open;
 mod postings;
 mod read;
 
+pub use nonces::PostgresNonces;
 pub use open::{OpenError, PostgresConfig, PostgresLog, migrate};

@@ -168,18 +168,25 @@ impl Archive {
         self.open_stored(realm, stored).await
     }
 
+    /// The entries at these indices, of this realm, decoded, with nothing opened.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub async fn read(
+        &self,
+        realm: &RealmName,
+        indices: &[LeafIndex],
+    ) -> Result<Vec<(StoredEntry, Leaf)>, SearchError> {
+        let stored = self.log.entries(indices).await?;
+        decoded(realm, stored.into_iter().flatten())
+    }
+
     pub(crate) async fn open_stored(
         &self,
         realm: &RealmName,
         stored: Vec<StoredEntry>,
     ) -> Result<Vec<Opened>, SearchError> {
-        let mut decoded = Vec::with_capacity(stored.len());
-        for entry in stored {
-            let leaf = Leaf::decode(&entry.leaf).map_err(|_| SearchError::corrupt(entry.index))?;
-            if leaf.realm == *realm {
-                decoded.push((entry, leaf));
-            }
-        }
+        let decoded = decoded(realm, stored)?;
         let ids = decoded.iter().filter_map(|(_, leaf)| leaf.data_key);
         let keys = keys_of(&*self.log, &self.keyring, ids).await?;
         let opened = decoded.into_iter().map(|(stored, leaf)| {
@@ -371,6 +378,21 @@ impl Archive {
         by_segment.retain(|_, (count, _)| *count == terms.len());
         Ok(by_segment.into_iter().map(|(segment, (_, fits))| (segment, fits)).collect())
     }
+}
+
+/// Those of the realm, decoded.
+fn decoded(
+    realm: &RealmName,
+    stored: impl IntoIterator<Item = StoredEntry>,
+) -> Result<Vec<(StoredEntry, Leaf)>, SearchError> {
+    let mut decoded = Vec::new();
+    for entry in stored {
+        let leaf = Leaf::decode(&entry.leaf).map_err(|_| SearchError::corrupt(entry.index))?;
+        if leaf.realm == *realm {
+            decoded.push((entry, leaf));
+        }
+    }
+    Ok(decoded)
 }
 
 /// What a search has taken so far.

@@ -60,6 +60,21 @@ pub fn sha256(bytes: &[u8]) -> Digest {
     Digest(openssl::sha::sha256(bytes))
 }
 
+/// The password digest of the WS-Security UsernameToken profile 1.1 (section 3.1): SHA-1(nonce ‖ created ‖ password). SHA-1
+/// because the profile knows nothing else; what it proves rests on the secret, not on collisions.
+pub fn password_digest(nonce: &[u8], created: &[u8], secret: &[u8]) -> [u8; 20] {
+    let mut hash = openssl::sha::Sha1::new();
+    for part in [nonce, created, secret] {
+        hash.update(part);
+    }
+    hash.finish()
+}
+
+/// Whether two secrets are the same, in a time that tells nothing of where they differ.
+pub fn same(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && openssl::memcmp::eq(one, other)
+}
+
 fn digest(parts: &[&[u8]]) -> Result<Digest, ErrorStack> {
     let mut context = MdCtx::new()?;
     context.digest_init(fetched(&SHA256)?)?;
@@ -167,6 +182,14 @@ mod tests {
             let (one, two) = message.split_at(length / 2);
             assert_eq!(hmac(&key, &[one, two]).unwrap().0.as_slice(), signer.sign_to_vec().unwrap());
         }
+    }
+
+    /// The bytes of nonce, time and password one after the other are what is hashed: `sha1sum` is the oracle.
+    #[test]
+    fn a_password_digest_is_over_nonce_time_and_secret() {
+        let digest = password_digest(b"nonce", b"2026-11-21T07:00:00Z", b"secret");
+        assert_eq!(digest, openssl::sha::sha1(b"nonce2026-11-21T07:00:00Zsecret"));
+        assert!(same(b"ab", b"ab") && !same(b"ab", b"ac") && !same(b"ab", b"abc"));
     }
 
     #[test]

@@ -237,12 +237,16 @@ impl SessionService {
         let part = SealedPart { event: draft.event, origin: caller.origin, facts: draft.facts };
         let plaintext = part.encode().map_err(internal)?;
         let sealed = draft.found.key().seal(entry_id, &plaintext).map_err(internal)?;
+        let mut detail = draft.detail;
+        for (fact, value) in &caller.detail {
+            detail.entry(fact.clone()).or_insert_with(|| value.clone());
+        }
         let leaf = Leaf {
             action: draft.action,
             actor: caller.actor.clone(),
             commitment: Some(sealed.commitment),
             data_key: Some(data_key),
-            detail: draft.detail,
+            detail,
             entry_id,
             format: Format::V1,
             node: self.config.node.clone(),

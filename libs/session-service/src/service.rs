@@ -82,6 +82,8 @@ pub struct Caller {
     pub trace_id: Option<String>,
     /// The leaf index that must be visible to the answer.
     pub min_index: Option<LeafIndex>,
+    /// Facts about the request that its entries carry in clear: never personal data.
+    pub detail: Detail,
 }
 
 /// What a session begins with, as asked for.
@@ -772,6 +774,7 @@ impl SessionService {
             request_id: None,
             trace_id: None,
             min_index: None,
+            detail: Detail::new(),
         }
     }
 

@@ -9,12 +9,15 @@
 //! session back under its own key, and keep sessions from idling out; not read a session, make one up, or move one.
 //!
 //! Keys, with the namespace as hash tag so that all fall into one slot of a Redis Cluster: `{ns}:s:<session id>`,
-//! `{ns}:due` (sorted set, deadline in microseconds), `{ns}:reflects`, `{ns}:quarantine` (hash, at most 1,000).
+//! `{ns}:due` (sorted set, deadline in microseconds), `{ns}:n:<nonce>`, `{ns}:reflects`, `{ns}:quarantine` (hash, at most 1,000).
 
 mod link;
 mod near;
+mod nonces;
 mod tracking;
 mod value;
+
+pub use nonces::RedisNonces;
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};

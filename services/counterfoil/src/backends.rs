@@ -8,7 +8,9 @@ use std::time::Duration;
 use audit_log::{DeliveryCursors, LogStore};
 use audit_log_postgres::{PostgresConfig, PostgresLog};
 use audit_log_sqlite::{SqliteLog, SqliteLogOptions};
+use nonce_store::{MemoryNonces, NonceStore};
 use sealing::{Keyring, sha256};
+use session_model::Timestamp;
 use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
 use session_view_redis::{RedisView, RedisViewConfig};
 
@@ -24,6 +26,28 @@ pub(crate) struct OpenedLog {
     pub cursors: Arc<dyn DeliveryCursors>,
     /// Whether it is a server's, which other nodes may write.
     pub shared: bool,
+    /// The nonces beside it.
+    pub nonces: LogNonces,
+}
+
+/// The nonces beside a log.
+pub(crate) enum LogNonces {
+    /// None: no other node writes the log.
+    Alone,
+    /// None yet: the schema is from before.
+    NotYet,
+    /// For all nodes of the log.
+    Shared(Arc<dyn NonceStore>),
+}
+
+/// A view.
+pub(crate) struct OpenedView {
+    /// The view.
+    pub view: Arc<dyn SessionView>,
+    /// Whether other nodes use it too.
+    pub shared: bool,
+    /// The nonces beside it, if it is shared.
+    pub nonces: Option<Arc<dyn NonceStore>>,
 }
 
 fn bad(key: &str, url: &str, kinds: &str) -> Failure {
@@ -53,11 +77,17 @@ pub(crate) async fn open_log(config: &Config) -> Result<OpenedLog, Failure> {
             std::fs::create_dir_all(folder)?;
         }
         let store = Arc::new(SqliteLog::open(SqliteLogOptions::new(path)).await?);
-        return Ok(OpenedLog { store: Arc::clone(&store) as _, cursors: store, shared: false });
+        return Ok(OpenedLog {
+            store: Arc::clone(&store) as _,
+            cursors: store,
+            shared: false,
+            nonces: LogNonces::Alone,
+        });
     }
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         let store = Arc::new(PostgresLog::connect(postgres(config, url)).await?);
-        return Ok(OpenedLog { store: Arc::clone(&store) as _, cursors: store, shared: true });
+        let nonces = store.nonces().await?.map_or(LogNonces::NotYet, |nonces| LogNonces::Shared(Arc::new(nonces)));
+        return Ok(OpenedLog { store: Arc::clone(&store) as _, cursors: store, shared: true, nonces });
     }
     Err(bad("log.url", &url, "sqlite:PATH, postgres://…"))
 }
@@ -80,11 +110,7 @@ pub(crate) async fn migrate(config: &Config) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If the URL is none.
-pub(crate) async fn open_view(
-    config: &Config,
-    keyring: &Keyring,
-    origin: &str,
-) -> Result<(Arc<dyn SessionView>, bool), Failure> {
+pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) -> Result<OpenedView, Failure> {
     let url = config.view_url()?;
     let beyond = match config.view.beyond_budget {
         Beyond::Refuse => BeyondBudget::Refuse,
@@ -92,7 +118,8 @@ pub(crate) async fn open_view(
     };
     if url == "memory:" || url == "memory" {
         let bytes = if config.view.memory_bytes == 0 { usize::MAX } else { config.view.memory_bytes };
-        return Ok((Arc::new(MemoryView::new(Budget { bytes, beyond })), false));
+        let view = Arc::new(MemoryView::new(Budget { bytes, beyond }));
+        return Ok(OpenedView { view, shared: false, nonces: None });
     }
     if url.starts_with("redis://") || url.starts_with("rediss://") || url.starts_with("unix://") {
         let namespace = format!("cf-{:.16}", sha256(origin.as_bytes()).to_string());
@@ -102,7 +129,33 @@ pub(crate) async fn open_view(
             max_staleness: Duration::from_millis(config.view.max_staleness_ms),
             ..RedisViewConfig::new(url, namespace, *keyring.view_key())
         });
-        return Ok((Arc::new(view.await?), true));
+        let view = view.await?;
+        let nonces: Arc<dyn NonceStore> = Arc::new(view.nonces());
+        return Ok(OpenedView { view: Arc::new(view), shared: true, nonces: Some(nonces) });
     }
     Err(bad("view.url", &url, "memory:, redis://…, rediss://…"))
+}
+
+/// Nonces that a process which is alone remembers: a thousand a second for the six minutes that a message may be replayed.
+const NONCES: usize = 400_000;
+
+/// The memory of nonces, at this time. Nodes that share a log must share it, or a message that one has seen could be replayed to
+/// another: it is in the Redis of the view, if the view is there; else beside a log that is shared; else in this process.
+///
+/// # Errors
+/// If there are consumers, and the shared log is of a schema without nonces.
+pub(crate) fn nonces_of(
+    config: &Config,
+    of_view: Option<Arc<dyn NonceStore>>,
+    of_log: LogNonces,
+    now: Timestamp,
+) -> Result<Arc<dyn NonceStore>, Failure> {
+    match (of_view, of_log) {
+        (Some(nonces), _) | (None, LogNonces::Shared(nonces)) => Ok(nonces),
+        (None, LogNonces::NotYet) if !config.soap.consumers.is_empty() => {
+            Err("soap.consumers needs a table that the log's schema does not have yet: run `counterfoil migrate` as its owner".into())
+        }
+        // Nobody has a secret to make a nonce with.
+        (None, LogNonces::NotYet | LogNonces::Alone) => Ok(Arc::new(MemoryNonces::new(now, NONCES))),
+    }
 }

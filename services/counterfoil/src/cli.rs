@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::key_commands::{KeyCommand, run_key_command};
 use crate::log_keys::{LogKeyCommand, run_log_key_command};
 use crate::output::{Output, write};
+use crate::soap::{SoapCommand, SoapVersion, description, run_soap_command};
 use crate::witness::{WitnessArgs, run_witness};
 use crate::{backends, serve};
 
@@ -80,6 +81,18 @@ enum Command {
     },
     /// Prints the OpenAPI document
     Openapi,
+    /// Prints the WSDL, or its schema
+    Wsdl {
+        /// Which ports it has
+        #[arg(long, value_enum, default_value = "both")]
+        soap: SoapVersion,
+        /// Prints the schema that it imports
+        #[arg(long, conflicts_with = "soap")]
+        xsd: bool,
+    },
+    /// SOAP consumers
+    #[command(subcommand)]
+    Soap(SoapCommand),
     /// Prints a completion script for a shell
     Completions {
         /// Which shell
@@ -149,6 +162,11 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             return Ok(if is_ready(&address)? { ExitCode::SUCCESS } else { ExitCode::from(4) });
         }
         Command::Openapi => io::stdout().write_all(api_rest::openapi_json()?.as_bytes())?,
+        Command::Wsdl { xsd: true, .. } => io::stdout().write_all(api_soap::xsd().as_bytes())?,
+        Command::Wsdl { soap, xsd: false } => {
+            io::stdout().write_all(description(&common.load()?, soap).as_bytes())?;
+        }
+        Command::Soap(command) => run_soap_command(&common.load()?, command)?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "counterfoil", &mut io::stdout());
         }

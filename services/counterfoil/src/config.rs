@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::soap::Soap;
+use crate::tls::Tls;
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use schemars::JsonSchema;
@@ -46,6 +48,8 @@ pub(crate) struct Config {
     pub realms: BTreeMap<String, Realm>,
     /// Keys of realm `default` to accept from the first start.
     pub bootstrap: Bootstrap,
+    /// The SOAP endpoint, `/soap/v1`.
+    pub soap: Soap,
     /// Logs.
     pub logging: Logging,
 }
@@ -66,6 +70,8 @@ pub(crate) struct Server {
     pub drain_delay_s: u64,
     /// Whether `/docs` shows the API in a browser. Default true.
     pub docs: bool,
+    /// TLS. Default: none, for a service behind a proxy that ends it.
+    pub tls: Option<Tls>,
 }
 
 /// Health and metrics.
@@ -464,6 +470,7 @@ impl Default for Config {
                 drain_s: 10,
                 drain_delay_s: 0,
                 docs: true,
+                tls: None,
             },
             management: Management { listen: "127.0.0.1:9090".into() },
             data_dir: "./data".into(),
@@ -497,6 +504,7 @@ impl Default for Config {
             realms: [("default".to_owned(), Realm { profile: Profile::Default, overrides: Overrides::default() })]
                 .into(),
             bootstrap: Bootstrap::default(),
+            soap: Soap::default(),
             logging: Logging { level: "info,sqlx=warn".into(), format: LogFormat::Text },
         }
     }
@@ -584,7 +592,8 @@ impl Config {
                 return Err(ConfigError::Value { key: key.into(), why: "must not be 0".into() });
             }
         }
-        Ok(())
+        let certificates = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
+        self.soap.check(&self.realms, certificates).map_err(|(key, why)| ConfigError::Value { key, why })
     }
 
     /// The realms and what each demands.

@@ -105,6 +105,7 @@ pub(crate) fn at_the_command_line(realm: &RealmName) -> Caller {
         request_id: None,
         trace_id: None,
         min_index: None,
+        detail: Default::default(),
     }
 }
 

@@ -14,6 +14,8 @@ mod management;
 mod output;
 mod serve;
 mod sinks;
+mod soap;
+mod tls;
 mod verification;
 mod witness;
 

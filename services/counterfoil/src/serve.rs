@@ -15,9 +15,11 @@ use actix_web::{App, HttpServer, web};
 use api_audit::{AuditApi, EvidenceApi, PublishedKey};
 use api_http::{Gate, GateKeeper};
 use api_rest::{Observed, RestApi};
+use api_soap::SoapApi;
 use audit_log::{DeliveryCursors, GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use audit_search::Archive;
 use merkle_log::Signer;
+use nonce_store::NonceStore;
 use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
 use session_service::{Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, SessionService};
 use session_view::SessionView;
@@ -29,13 +31,15 @@ use tracing::{error, info, warn};
 
 use crate::anchors::{AnchorsView, Places, Running};
 use crate::auditing::{Keeper, Recorder, RefusalLedger, gather, project};
-use crate::backends::{open_log, open_view};
+use crate::backends::{LogNonces, OpenedView, nonces_of, open_log, open_view};
 use crate::config::{Config, LogFormat, WhenWrong};
 use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
 use crate::key_files::{KeyFiles, KnownKey};
 use crate::management::{self, Health};
 use crate::sinks::Sinks;
+use crate::soap::KnownConsumers;
+use crate::tls::{acceptor, note_certificate};
 use crate::verification::{Checked, Verification};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -73,6 +77,8 @@ pub(crate) struct Core {
     pub cursors: Arc<dyn DeliveryCursors>,
     /// Whether other machines may write it too.
     pub shared: bool,
+    /// The nonces beside it.
+    pub nonces: LogNonces,
     /// The keys.
     pub keys: KeyFiles,
     /// Places of checkpoints outside the database.
@@ -96,7 +102,15 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let policies = config.policies()?.into_iter().map(|(realm, _, policy)| (realm, policy)).collect();
     let clock = MachineClock::new();
     opened.store.prepare(head.size(), clock.wall()).await?;
-    Ok(Core { log: opened.store, cursors: opened.cursors, shared: opened.shared, keys, places, policies })
+    Ok(Core {
+        log: opened.store,
+        cursors: opened.cursors,
+        shared: opened.shared,
+        nonces: opened.nonces,
+        keys,
+        places,
+        policies,
+    })
 }
 
 /// The service on a core and a view.
@@ -153,7 +167,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let no_color = std::env::var_os("NO_COLOR").is_some();
     telemetry::init_logs(&config.logging.level, format, no_color)?;
     let mut core = open_core(&config).await?;
-    let (view, view_shared) = open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
+    let OpenedView { view, shared: view_shared, nonces } =
+        open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
     let log = Arc::clone(&core.log);
     let places = std::mem::take(&mut core.places);
     let cursors = Arc::clone(&core.cursors);
@@ -165,6 +180,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let file = places.file();
     let anchors = Running::start(places, &config, &reader, &verifiers).await?;
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
+    let consumers = crate::soap::consumers(&config, &core.keys.keyring, &core.policies)?;
+    let now = MachineClock { start: Instant::now() }.wall();
+    let beside_log = std::mem::replace(&mut core.nonces, LogNonces::Alone);
+    let nonces = nonces_of(&config, nonces, beside_log, now)?;
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
@@ -223,16 +242,17 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         room: Arc::new(Semaphore::new(BUNDLES)),
         last_check: verification,
     });
-    let (main, main_address) = api.listen(&config)?;
+    let (main, main_address) = api.listen(&config, consumers, nonces)?;
     let (management, management_address) = listen_management(&config, health)?;
-    let stop = told_to_stop()?;
+    // Before anybody can know that it runs: whoever does may tell it to stop, and that must be an orderly end.
+    let told_to_stop = told_to_stop()?;
     announce(&main_address, &management_address, &minted)?;
     info!(address = main_address, management = management_address, "serving");
     let (handle, management_handle) = (main.handle(), management.handle());
     let main = tokio::spawn(main);
     let management = tokio::spawn(management);
 
-    stop.await;
+    told_to_stop.await;
     info!("stopping: taking no more requests");
     stopping.store(true, Ordering::Relaxed);
     sleep(Duration::from_secs(config.server.drain_delay_s)).await;
@@ -358,7 +378,7 @@ fn published(keys: &KeyFiles) -> Vec<PublishedKey> {
 /// Says, on standard output, where to reach the service, and the keys that were made: the only time they are seen.
 fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "listening on http://{main}")?;
+    writeln!(out, "listening on {main}")?;
     writeln!(out, "management on http://{management}")?;
     for Minted { role, key } in minted {
         writeln!(out, "{role} key of realm default: {}", key.expose())?;
@@ -430,12 +450,32 @@ impl Interfaces {
         Ok(Self { rest, audit, evidence: None, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
     }
 
-    fn listen(self, config: &Config) -> io::Result<(Server, String)> {
+    fn listen(
+        self,
+        config: &Config,
+        consumers: KnownConsumers,
+        nonces: Arc<dyn NonceStore>,
+    ) -> Result<(Server, String), Failure> {
         let listener =
             TcpListener::bind(&config.server.listen).map_err(|failure| named(failure, &config.server.listen))?;
-        let address = listener.local_addr()?.to_string();
-        let (rest, audit) = (web::Data::new(self.rest), web::Data::new(self.audit));
-        let evidence = self.evidence.map(web::Data::new);
+        let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr()?);
+        let gate = self.rest.gate.clone().with_certificates(consumers.by_certificate);
+        let soap = web::Data::new(SoapApi {
+            service: Arc::clone(&self.rest.service),
+            archive: self.audit.archive.clone(),
+            gate: gate.clone(),
+            observer: Arc::clone(&self.rest.observer),
+            origin: Arc::clone(&self.rest.origin),
+            consumers: Arc::new(consumers.by_name),
+            password_text: config.soap.password_text.into(),
+            nonces,
+            public_url: config.soap.public_url.clone().unwrap_or_else(|| format!("{url}/soap/v1")).into(),
+        });
+        let rest = web::Data::new(RestApi { gate: gate.clone(), ..self.rest });
+        let audit = AuditApi { gate, ..self.audit };
+        let evidence = self.evidence.map(|evidence| web::Data::new(EvidenceApi { audit: audit.clone(), ..evidence }));
+        let audit = web::Data::new(audit);
         let (openapi, docs, metrics) = (self.openapi, self.docs, self.metrics);
         let mut server = HttpServer::new(move || {
             let metrics = Arc::clone(&metrics);
@@ -444,6 +484,7 @@ impl Interfaces {
             App::new()
                 .app_data(rest.clone())
                 .app_data(audit.clone())
+                .app_data(soap.clone())
                 .wrap_fn(move |request, service| {
                     let began = Instant::now();
                     let metrics = Arc::clone(&metrics);
@@ -464,16 +505,22 @@ impl Interfaces {
                         config.app_data(evidence).configure(api_audit::configure_evidence);
                     }
                 })
+                .configure(api_soap::configure)
                 .configure(|config| api_rest::configure_docs(config, openapi, docs))
                 .default_service(web::route().to(api_rest::not_found))
         })
+        .on_connect(note_certificate)
         .shutdown_timeout(config.server.drain_s)
         .disable_signals()
         .keep_alive(Duration::from_secs(75));
         if config.server.workers > 0 {
             server = server.workers(config.server.workers);
         }
-        Ok((server.listen(listener)?.run(), address))
+        let server = match &config.server.tls {
+            None => server.listen(listener)?,
+            Some(tls) => server.listen_openssl(listener, acceptor(tls)?)?,
+        };
+        Ok((server.run(), url))
     }
 }
 

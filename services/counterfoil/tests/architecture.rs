@@ -17,12 +17,13 @@ const MAY: &[(&str, &[&str])] = &[
     // Ports.
     ("audit-log", &["merkle-log", "session-model"]),
     ("session-view", &["session-model"]),
+    ("nonce-store", &["session-model"]),
     // Written from a reader of the log, for whoever takes it away.
     ("evidence", &["audit-log", "merkle-log", "session-model"]),
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
-    ("audit-log-postgres", &["audit-log", "merkle-log", "session-model"]),
-    ("session-view-redis", &["session-view", "session-model"]),
+    ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
+    ("session-view-redis", &["nonce-store", "session-view", "session-model"]),
     // What auditors search with.
     ("audit-search", &["audit-log", "merkle-log", "sealing", "session-model"]),
     ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
@@ -47,6 +48,20 @@ const MAY: &[(&str, &[&str])] = &[
         ],
     ),
     ("api-rest", &["access", "api-audit", "api-http", "audit-log", "sealing", "session-model", "session-service"]),
+    (
+        "api-soap",
+        &[
+            "access",
+            "api-http",
+            "audit-log",
+            "audit-search",
+            "merkle-log",
+            "nonce-store",
+            "sealing",
+            "session-model",
+            "session-service",
+        ],
+    ),
     ("telemetry", &[]),
     ("http-client", &[]),
     // The offline verifier shares only pure crates with the server.

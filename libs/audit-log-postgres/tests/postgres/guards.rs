@@ -127,6 +127,7 @@ async fn the_writer_calls_what_it_needs_and_nothing_else() {
     let expected = [
         "advance_sink",
         "append",
+        "claim_nonce",
         "claim_sink",
         "forget_expired",
         "lock_head",

@@ -13,6 +13,7 @@
 
 mod crashes;
 mod guards;
+mod nonces;
 mod opening;
 mod partitions;
 mod racing;

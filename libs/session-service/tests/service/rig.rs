@@ -72,6 +72,7 @@ pub(crate) fn caller() -> Caller {
         request_id: None,
         trace_id: None,
         min_index: None,
+        detail: Default::default(),
     }
 }
 

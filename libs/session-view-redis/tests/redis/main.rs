@@ -3,6 +3,7 @@
 //! `TEST_REDIS_URL` names the Redis; tests that stop, freeze or flush one start a `redis-server` of their own.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod nonces;
 mod outage;
 mod rubbish;
 mod sharing;

@@ -127,7 +127,11 @@ impl Program {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Result<Answer, ureq::Error> {
-        let base = if path.starts_with("/v1") || path.starts_with("/openapi") { &self.base } else { &self.management };
+        let base = if ["/v1", "/soap", "/openapi"].iter().any(|main| path.starts_with(main)) {
+            &self.base
+        } else {
+            &self.management
+        };
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{base}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);

@@ -1,0 +1,103 @@
+//! A message read as far as that can be done without a service: what the fuzz target and the property tests drive.
+
+use crate::addressing::{self, Echo};
+use crate::envelope::{self, Envelope, Version};
+use crate::fault::Fault;
+use crate::operation::Operation;
+use crate::perform::attribute_map;
+use crate::reader::Children;
+use crate::security;
+
+/// Reads a message, and everything in it that any operation could read; answers the fault's envelope if it is refused.
+///
+/// # Errors
+/// The envelope of the fault, as the client would get it.
+pub fn read_only(bytes: &[u8], charset: Option<&str>) -> Result<(), String> {
+    let mut version = Version::Soap11;
+    read(bytes, charset, &mut version).map_err(|fault| fault.envelope(version, &Echo::default(), "0").1)
+}
+
+fn read(bytes: &[u8], charset: Option<&str>, version: &mut Version) -> Result<(), Fault> {
+    let text = envelope::decode(bytes, charset)?;
+    envelope::scan(&text)?;
+    let document = envelope::parse(&text)?;
+    *version = envelope::version(&document)?;
+    let envelope = Envelope::read(&document, *version)?;
+    addressing::read(&envelope.headers)?;
+    if let Some(security) = security::read(&envelope.headers)? {
+        security.check_time(session_model::Timestamp::from_micros(1_795_000_000_000_000))?;
+    }
+    let _known = Operation::named(envelope.request.tag_name().name());
+    let mut children = Children::of(envelope.request);
+    for name in ["sessionId", "subject", "token", "kind"] {
+        children.required(name, 256);
+    }
+    for name in ["from", "to"] {
+        children.time(name);
+    }
+    let removed = children.texts("removeKeys", "key", 128).unwrap_or_default();
+    children.texts("methods", "method", 64);
+    if let Some(json) = attribute_map(&mut children, removed) {
+        let limits = session_model::Limits::default();
+        // Whatever the elements held, what is made of them is JSON: nothing breaks out of its member.
+        let read = serde_json::from_str::<serde_json::Value>(&json);
+        assert!(read.is_ok_and(|value| value.is_object()), "an attribute map that is no JSON object: {json}");
+        if let Err(fault) = session_model::MergePatch::parse(&json, &limits) {
+            children.refuse(&format!("attributeMap{}", fault.pointer()), &fault.to_string());
+        }
+    }
+    Ok(children.done()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SEEDS: [&str; 3] = [
+        include_str!("../fuzz/seeds/create-11.xml"),
+        include_str!("../fuzz/seeds/secured-12.xml"),
+        include_str!("../fuzz/seeds/update-11.xml"),
+    ];
+
+    /// Every refusal is an envelope that can be read.
+    fn check(bytes: &[u8]) {
+        if let Err(fault) = read_only(bytes, None) {
+            let document = roxmltree::Document::parse(&fault).unwrap();
+            assert!(document.descendants().any(|node| node.tag_name().name() == "Fault"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn the_seeds_are_messages() {
+        for seed in SEEDS {
+            assert_eq!(envelope::scan(seed).map_err(|fault| format!("{fault:?}")), Ok(()));
+            check(seed.as_bytes());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            check(&bytes);
+        }
+
+        #[test]
+        fn a_message_with_a_piece_moved_is_read_or_refused(
+            seed in 0..SEEDS.len(), from in 0.0..1.0, length in 0..60_usize, to in 0.0..1.0, other in "[<>&;/!?\\[\\]'\"= a-z:\\PC]{0,8}",
+        ) {
+            let text = SEEDS[seed];
+            let at = |share: f64| {
+                let mut at = (text.len() as f64 * share) as usize;
+                while !text.is_char_boundary(at) { at -= 1 }
+                at
+            };
+            let mut end = (at(from) + length).min(text.len());
+            while !text.is_char_boundary(end) { end -= 1 }
+            let piece = &text[at(from)..end];
+            check(format!("{}{piece}{other}{}", &text[..at(to)], &text[at(to)..]).as_bytes());
+            check(format!("{}{other}{}", &text[..at(from)], &text[end..]).as_bytes());
+        }
+    }
+}
