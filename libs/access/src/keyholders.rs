@@ -88,6 +88,16 @@ impl Keyholders {
         }
     }
 
+    /// Who holds the credential with this id: for those who have shown the key before.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn by_id(&self, id: &str) -> Result<Arc<Keyholder>, Denied> {
+        // A few keys a realm: a second map to keep true would cost more than it saves.
+        let known = self.known.read().values().find(|holder| holder.id == id).cloned();
+        within_rate(known.ok_or(Denied::Unknown)?)
+    }
+
     /// Who holds this key.
     ///
     /// # Errors
@@ -96,9 +106,13 @@ impl Keyholders {
         let digest = ApiKey::digest_of(key).map_err(|_| Denied::Unknown)?;
         // Found by a digest of 256 random bits: what the look-up's time may tell is of no use without the key.
         let holder = self.known.read().get(&digest).cloned().ok_or(Denied::Unknown)?;
-        match &holder.limiter {
-            Some(limiter) if limiter.check().is_err() => Err(Denied::TooMany(holder)),
-            Some(_) | None => Ok(holder),
-        }
+        within_rate(holder)
+    }
+}
+
+fn within_rate(holder: Arc<Keyholder>) -> Result<Arc<Keyholder>, Denied> {
+    match &holder.limiter {
+        Some(limiter) if limiter.check().is_err() => Err(Denied::TooMany(holder)),
+        Some(_) | None => Ok(holder),
     }
 }

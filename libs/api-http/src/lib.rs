@@ -13,4 +13,4 @@ mod request;
 pub use body::{BadField, Fields, read_body};
 pub use cursor::Cursor;
 pub use problem::{Problem, ProblemCode, ProblemDocument, ProblemField, answer};
-pub use request::{Gate, GateKeeper, RefusedRequest, Request, Trace, query};
+pub use request::{Gate, GateKeeper, RefusedRequest, Request, Trace, caller, query};

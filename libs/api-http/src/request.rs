@@ -117,21 +117,44 @@ impl Gate {
     pub fn admit(&self, request: &HttpRequest, permission: Permission) -> Result<Request, Problem> {
         let holder = match self.holders.authenticate(bearer(request.headers())) {
             Ok(holder) => holder,
-            Err(Denied::Unknown) => {
-                self.refuse(request, "credential", None);
-                return Err(Problem::new(
-                    ProblemCode::CredentialRequired,
-                    "send Authorization: Bearer with an API key",
-                )
-                .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\""));
-            }
-            Err(Denied::TooMany(holder)) => {
-                self.refuse(request, "rate", Some(&holder));
-                return Err(Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key"));
+            Err(denied) => {
+                let wanted = "send Authorization: Bearer with an API key";
+                return Err(self
+                    .denied(request, &denied, wanted)
+                    .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\""));
             }
         };
+        self.admit_holder(request, &holder, permission)
+    }
+
+    /// Who holds a key that came otherwise than in a header.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 401 if nobody does, 429 if there are too many requests.
+    pub fn holder_of_key(&self, request: &HttpRequest, key: &str) -> Result<Arc<Keyholder>, Problem> {
+        self.holders.authenticate(key).map_err(|denied| self.denied(request, &denied, "nobody holds this key"))
+    }
+
+    /// Who holds the credential with this id, as of now.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 401 if it was revoked, 429 if there are too many requests.
+    pub fn holder_by_id(&self, request: &HttpRequest, id: &str) -> Result<Arc<Keyholder>, Problem> {
+        self.holders.by_id(id).map_err(|denied| self.denied(request, &denied, "the credential was revoked"))
+    }
+
+    /// Lets a known holder in, if its roles allow what it asks.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 403 without the permission, 400 if a header of ours is malformed.
+    pub fn admit_holder(
+        &self,
+        request: &HttpRequest,
+        holder: &Keyholder,
+        permission: Permission,
+    ) -> Result<Request, Problem> {
         let Some(actor) = holder.acting(permission) else {
-            self.refuse(request, "role", Some(&holder));
+            self.refuse(request, "role", Some(holder));
             return Err(Problem::new(ProblemCode::NotAllowed, "the credential's roles do not include this"));
         };
         let min_index = match request.headers().get("counterfoil-min-index") {
@@ -141,18 +164,38 @@ impl Gate {
                 None => return Err(Problem::malformed("#header/counterfoil-min-index", "must be a leaf index")),
             },
         };
-        let trace = Trace::of(request);
-        Ok(Request {
-            caller: Caller {
-                realm: holder.realm.clone(),
-                actor,
-                protocol: Protocol::Rest,
-                origin: request.peer_addr().map(|peer| plain(peer.ip())),
-                request_id: None,
-                trace_id: Some(trace.id().to_owned()),
-                min_index,
-            },
-        })
+        Ok(Request { caller: caller(request, holder, actor, min_index) })
+    }
+
+    /// Notes that a request was refused because what it presented is forged.
+    pub fn refuse_forged(&self, request: &HttpRequest) {
+        self.refuse(request, "credential", None);
+    }
+
+    fn denied(&self, request: &HttpRequest, denied: &Denied, wanted: &str) -> Problem {
+        match denied {
+            Denied::Unknown => {
+                self.refuse(request, "credential", None);
+                Problem::new(ProblemCode::CredentialRequired, wanted)
+            }
+            Denied::TooMany(holder) => {
+                self.refuse(request, "rate", Some(holder));
+                Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key")
+            }
+        }
+    }
+}
+
+/// A holder as the caller of a request.
+pub fn caller(request: &HttpRequest, holder: &Keyholder, actor: Actor, min_index: Option<LeafIndex>) -> Caller {
+    Caller {
+        realm: holder.realm.clone(),
+        actor,
+        protocol: Protocol::Rest,
+        origin: request.peer_addr().map(|peer| plain(peer.ip())),
+        request_id: None,
+        trace_id: Some(Trace::of(request).id().to_owned()),
+        min_index,
     }
 }
 
