@@ -28,13 +28,7 @@ impl Keyring {
         let [wrapping, lookup] = expand(key_encryption_key, &[b"counterfoil keyring v1: data keys"])?;
         let [answers, view] = expand(key_encryption_key, &[b"counterfoil keyring v1: stored state"])?;
         let [console, _] = expand(key_encryption_key, &[b"counterfoil keyring v1: console"])?;
-        Ok(Self {
-            wrapping: wrapping.0,
-            lookup: lookup.0,
-            answers: answers.0,
-            view: view.0,
-            console: console.0,
-        })
+        Ok(Self { wrapping: wrapping.0, lookup: lookup.0, answers: answers.0, view: view.0, console: console.0 })
     }
 
     /// Encrypts a data key for storage, bound to its id.

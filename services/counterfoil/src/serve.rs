@@ -17,6 +17,8 @@ use api_http::{Gate, GateKeeper};
 use api_rest::{Observed, RestApi};
 use audit_log::{GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use audit_search::Archive;
+use console::Console;
+use sealing::Keyring;
 use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
 use session_service::{Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, SessionService};
 use session_view::SessionView;
@@ -137,6 +139,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
+    let keyring = core.keys.keyring.clone();
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
     let ledger = Arc::new(RefusalLedger::new(Arc::clone(&service), first_realm.clone()));
 
@@ -164,7 +167,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         stopping: Arc::clone(&stopping),
     };
     health.show();
-    let evidence = Evidence { archive, ledger: Arc::clone(&ledger) };
+    let evidence = Evidence { archive, ledger: Arc::clone(&ledger), keyring };
     let api = Interfaces::new(&config, &service, &log, &holders, &metrics, evidence, origin, vkey)?;
     let (main, main_address) = api.listen(&config)?;
     let (management, management_address) = listen_management(&config, health)?;
@@ -324,12 +327,14 @@ fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
 struct Evidence {
     archive: Archive,
     ledger: Arc<RefusalLedger>,
+    keyring: Keyring,
 }
 
 /// The interfaces on the main port.
 struct Interfaces {
     rest: RestApi,
     audit: AuditApi,
+    console: Option<Console>,
     metrics: Arc<Metrics>,
     openapi: web::Bytes,
     docs: bool,
@@ -348,7 +353,7 @@ impl Interfaces {
         vkey: String,
     ) -> Result<Self, Failure> {
         let counter = Arc::clone(metrics);
-        let Evidence { archive, ledger } = evidence;
+        let Evidence { archive, ledger, keyring } = evidence;
         let keeper: GateKeeper = Arc::new(move |refused| {
             counter.refused(refused.reason);
             ledger.note(refused);
@@ -377,8 +382,9 @@ impl Interfaces {
             gate,
             keys: Arc::new(vec![PublishedKey { vkey }]),
         };
+        let console = config.console.enabled.then(|| Console::new(audit.clone(), Arc::clone(service), keyring));
         let openapi = web::Bytes::from(api_rest::openapi_json()?);
-        Ok(Self { rest, audit, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
+        Ok(Self { rest, audit, console, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
     }
 
     fn listen(self, config: &Config) -> io::Result<(Server, String)> {
@@ -386,10 +392,12 @@ impl Interfaces {
             TcpListener::bind(&config.server.listen).map_err(|failure| named(failure, &config.server.listen))?;
         let address = listener.local_addr()?.to_string();
         let (rest, audit) = (web::Data::new(self.rest), web::Data::new(self.audit));
+        let console = self.console.map(web::Data::new);
         let (openapi, docs, metrics) = (self.openapi, self.docs, self.metrics);
         let mut server = HttpServer::new(move || {
             let metrics = Arc::clone(&metrics);
             let openapi = openapi.clone();
+            let console = console.clone();
             App::new()
                 .app_data(rest.clone())
                 .app_data(audit.clone())
@@ -409,6 +417,12 @@ impl Interfaces {
                 .configure(api_rest::configure)
                 .configure(api_audit::configure)
                 .configure(|config| api_rest::configure_docs(config, openapi, docs))
+                .configure(|config| {
+                    if let Some(console) = console {
+                        config.app_data(console);
+                        console::configure(config);
+                    }
+                })
                 .default_service(web::route().to(api_rest::not_found))
         })
         .shutdown_timeout(config.server.drain_s)

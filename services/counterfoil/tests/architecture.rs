@@ -31,6 +31,21 @@ const MAY: &[(&str, &[&str])] = &[
         &["access", "api-http", "audit-log", "audit-search", "merkle-log", "session-model", "session-service"],
     ),
     ("api-rest", &["access", "api-audit", "api-http", "audit-log", "sealing", "session-model", "session-service"]),
+    // The console reads through the auditor's interface; of the service it uses what keeps its visitors' own sessions.
+    (
+        "console",
+        &[
+            "access",
+            "api-audit",
+            "api-http",
+            "audit-log",
+            "audit-search",
+            "merkle-log",
+            "sealing",
+            "session-model",
+            "session-service",
+        ],
+    ),
     ("telemetry", &[]),
     // The offline verifier shares only pure crates with the server.
     ("counterfoil-verify", &["merkle-log", "session-model"]),
