@@ -216,6 +216,48 @@ def tampered(page, index):
         print(f"NOT VERIFIED, as it must be: {what}")
 
 
+def unable(browser, index):
+    """A browser without Ed25519 says what it has not checked, and does not call it verified."""
+    context = browser.new_context()
+    context.add_init_script("""crypto.subtle.importKey = () => Promise.reject(new DOMException("no", "NotSupportedError"));""")
+    page = context.new_page()
+    sign_in(page, "auditor")
+    page.goto(f"{URL}/console/entries/{index}")
+    expect(page.locator("#verdict")).to_contain_text("the signature was not checked")
+    assert page.locator("#steps .passed").count() == 3 and page.locator("#steps .open").count() == 1
+    context.close()
+
+
+def insecure(playwright, index):
+    """By plain HTTP from another machine browsers compute no hashes: the page says so."""
+    host = "console.example"
+    rule = f"--host-resolver-rules=MAP {host} 127.0.0.1"
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", rule])
+    page = browser.new_page()
+    watch = []
+    page.on("console", lambda message: watch.append(message.text) if message.type == "error" else None)
+    base = URL.replace("127.0.0.1", host)
+    page.goto(base + "/console")
+    page.get_by_label("API key").fill(KEY["auditor"])
+    page.get_by_role("button", name="Sign in").click()
+    page.goto(f"{base}/console/entries/{index}")
+    expect(page.locator("#verdict")).to_contain_text("no secure context")
+    assert page.locator("#steps .passed").count() == 0
+    assert not watch, watch
+    browser.close()
+
+
+def on_paper(page, index):
+    page.goto(f"{URL}/console/entries/{index}")
+    expect(page.locator("#verdict")).to_have_text("VERIFIED")
+    visible = "(id) => document.querySelector(id).checkVisibility()"
+    assert not page.evaluate(visible, "#leaf-bytes") and page.evaluate(visible, "nav")
+    page.emulate_media(media="print")
+    assert page.evaluate(visible, "#leaf-bytes"), "paper has no triangle to open"
+    assert not page.evaluate(visible, "nav")
+    page.emulate_media(media="screen")
+
+
 def subjects(page):
     page.goto(URL + "/console/subjects")
     find = lambda: (page.get_by_role("textbox", name="Subject").fill("dave.dyer"), page.get_by_role("button", name="Find").click())
@@ -342,6 +384,7 @@ def main():
         picture(page, "checkpoints")
         subjects(page)
         labelled(page)
+        on_paper(page, index)
         first_paint(page)
         watch.quiet()
         context.close()
@@ -352,6 +395,8 @@ def main():
         expect(page.locator("#verdict")).to_have_text("VERIFIED")
         picture(page, "dark")
         dark.close()
+        unable(browser, index)
+        insecure(playwright, index)
         narrow(browser)
         without_script(browser, session, index)
         operator(browser)

@@ -97,7 +97,7 @@
   function step(name, outcome, why) {
     const line = document.querySelector("#steps [data-step=" + name + "]");
     line.classList.add(outcome);
-    if (why) line.append(": " + why);
+    if (why) line.append(" — " + why);
     return outcome;
   }
 
@@ -123,14 +123,14 @@
     const leaf = base64(shown("leaf-bytes"));
     const hash = await sha256(Uint8Array.of(0), leaf);
     const outcomes = [];
-    outcomes.push(await attempt("leaf", () => (hex(hash) === shown("leaf-hash").trim() ? "" : "they have another: " + hex(hash))));
+    outcomes.push(await attempt("leaf", () => (hex(hash) === shown("leaf-hash").trim() ? "" : "no, they hash to " + hex(hash))));
     outcomes.push(await attempt("fields", () => {
       const said = flat(JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(leaf)), "", new Map());
       const cells = document.querySelectorAll("#fields [data-field]");
       for (const cell of cells) {
-        if (said.get(cell.dataset.field) !== cell.textContent) return cell.dataset.field + " is not what the bytes say";
+        if (said.get(cell.dataset.field) !== cell.textContent) return "no: " + cell.dataset.field + " is another";
       }
-      return cells.length === said.size ? "" : "a field is missing";
+      return cells.length === said.size ? "" : "no: a field is missing";
     }));
     const note = shown("checkpoint");
     outcomes.push(await attempt("root", async () => {
@@ -138,7 +138,7 @@
       const hashes = Array.from(document.querySelectorAll("#hashes code"), (code) => base64(code.textContent));
       const root = await rootOf(BigInt(shown("leaf-index")), checkpoint.size, hash, hashes);
       document.getElementById("recomputed").textContent = btoa(String.fromCharCode(...root));
-      return same(root, checkpoint.root) ? "" : "they lead to another root";
+      return same(root, checkpoint.root) ? "" : "no, they lead to another root";
     }));
     outcomes.push(await attempt("signature", () => signed(note)));
     if (outcomes.includes("failed")) conclude(section, "failed", "NOT VERIFIED");
@@ -163,9 +163,9 @@
       }
       const bytes = new TextEncoder().encode(checkpoint.text);
       const good = await crypto.subtle.verify({ name: "Ed25519" }, imported, signature.bytes.slice(4), bytes);
-      return good ? "" : "the signature is wrong";
+      return good ? "" : "no: the signature is wrong";
     }
-    return "no signature by a key of the log";
+    return "no: there is no signature by a key of the log";
   }
 
   const proof = document.getElementById("proof");

@@ -71,7 +71,6 @@ pub fn configure(config: &mut web::ServiceConfig) {
                     .add((header::CONTENT_SECURITY_POLICY, POLICY))
                     .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
                     .add((header::REFERRER_POLICY, "no-referrer"))
-                    .add(("Cross-Origin-Opener-Policy", "same-origin"))
                     .add(("Cross-Origin-Resource-Policy", "same-origin"))
                     .add((header::CACHE_CONTROL, "no-store")),
             )

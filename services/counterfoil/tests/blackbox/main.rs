@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod bad_weather;
+mod console;
 mod evidence;
 mod program;
 mod secrets;

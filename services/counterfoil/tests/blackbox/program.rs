@@ -81,6 +81,9 @@ impl Home {
 fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
+        // Where an answer sends to is for the test to see.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
         .timeout_global(Some(Duration::from_secs(30)))
         .build()
         .new_agent()
@@ -118,7 +121,8 @@ impl Program {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Result<Answer, ureq::Error> {
-        let base = if path.starts_with("/v1") || path.starts_with("/openapi") { &self.base } else { &self.management };
+        let main = ["/v1", "/openapi", "/console"].iter().any(|prefix| path.starts_with(prefix));
+        let base = if main { &self.base } else { &self.management };
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{base}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
