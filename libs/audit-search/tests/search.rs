@@ -316,7 +316,7 @@ fn plain(session: Option<u8>) -> Made {
 async fn finds_across_segments() {
     let mut world = World::new();
     let rare = Made { refused: true, ..plain(None) };
-    world.append(&[rare.clone()]).await;
+    world.append(std::slice::from_ref(&rare)).await;
     let many = vec![Made { wait: 0, ..plain(None) }; 3_000];
     // Past the first segment, without sealing 65,536 parts for it: an empty stretch is all that a projection can be.
     for _ in 0..23 {
