@@ -5,9 +5,11 @@ check.py URL KEYS CHROMIUM [PICTURES]: KEYS holds key-application, key-auditor a
 
 import base64
 import json
+import os
 import pathlib
 import re
 import statistics
+import subprocess
 import sys
 import urllib.request
 
@@ -189,6 +191,19 @@ ALTERED = [
     ("what is decoded", ["fields"], lambda html: html.replace('data-field="outcome">success', 'data-field="outcome">refused')),
     ("the index", ["root"], lambda html: re.sub(r'(id="leaf-index">)\d+', r"\g<1>3", html)),
 ]
+
+
+def bundle(page, session):
+    """What the page hands out verifies without the page, and without the server."""
+    page.goto(f"{URL}/console/sessions/{session}")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Evidence bundle").click()
+    path = pathlib.Path(KEYS, "bundle.zip")
+    download.value.save_as(path)
+    page.goto(f"{URL}/console/checkpoints")
+    key = page.locator(".vkey").first.inner_text()
+    outcome = subprocess.run([os.environ["COUNTERFOIL"], "verify", path, "--key", key], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
 def lying(alter):
@@ -378,6 +393,7 @@ def main():
         picture(page, "entries")
         timeline(page, session)
         proof(page, index)
+        bundle(page, session)
         tampered(page, index)
         page.goto(URL + "/console/checkpoints")
         assert page.locator("svg.chart polyline").count() == 1

@@ -223,13 +223,19 @@ pub struct ConsistencyDocument {
 pub struct KeyDocument {
     /// C2SP signed-note vkey line.
     pub vkey: String,
-    /// Whether it signs new checkpoints.
+    /// Whether it signs new checkpoints. During a rotation two do, and each checkpoint has both signatures.
     pub current: bool,
+    /// Since when it signs; absent for the log's first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signs_from: Option<String>,
+    /// Until when it signed; absent while it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed_until: Option<String>,
 }
 
 /// The log's verifier keys.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeysDocument {
-    /// The current one first.
+    /// Those that sign first, then past ones.
     pub keys: Vec<KeyDocument>,
 }

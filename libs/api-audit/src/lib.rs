@@ -3,15 +3,21 @@
 //! It is given readers, a [`ReadRecorder`] and a [`Custodian`] of what is held on subjects, nothing that could change a session
 //! otherwise: an auditor cannot touch one because there is nothing here to touch it with. Every call is itself an entry of the log, appended before it is answered.
 
+mod bundle;
+mod check;
 mod documents;
 mod entries;
 mod routes;
 mod subjects;
+mod tiles;
 
+pub use bundle::*;
+pub use check::*;
 pub use documents::*;
 pub use entries::*;
 pub use routes::*;
 pub use subjects::*;
+pub use tiles::*;
 
 use std::sync::Arc;
 
@@ -19,7 +25,7 @@ use api_http::{Gate, Problem};
 use async_trait::async_trait;
 use audit_log::LogReader;
 use audit_search::Archive;
-use session_model::Detail;
+use session_model::{Detail, Timestamp};
 use session_service::Caller;
 
 /// Records that somebody read the log.
@@ -51,6 +57,10 @@ pub trait Custodian: Send + Sync + 'static {
 pub struct PublishedKey {
     /// C2SP vkey line.
     pub vkey: String,
+    /// Since when; `None` for the log's first.
+    pub from: Option<Timestamp>,
+    /// Until when; `None` while it signs.
+    pub until: Option<Timestamp>,
 }
 
 /// What the auditor's interface is made of.
@@ -66,7 +76,7 @@ pub struct AuditApi {
     pub recorder: Arc<dyn ReadRecorder>,
     /// Lets auditors in.
     pub gate: Gate,
-    /// The log's verifier keys, the current one first.
+    /// The log's verifier keys, those that sign first.
     pub keys: Arc<Vec<PublishedKey>>,
 }
 

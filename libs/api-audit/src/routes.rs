@@ -13,10 +13,10 @@ use session_model::{Detail, Digest, LeafIndex, TreeSize};
 use session_service::Caller;
 use tracing::error;
 
-use crate::AuditApi;
 use crate::documents::{ConsistencyDocument, InclusionDocument, KeyDocument, KeysDocument};
 use crate::entries::{get_entry, list_entries, read_problem, session_history};
 use crate::subjects::{erase_subject, export_subject, hold_subject, release_subject};
+use crate::{AuditApi, PublishedKey};
 
 /// Adds the auditor's routes.
 pub fn configure(config: &mut web::ServiceConfig) {
@@ -56,10 +56,11 @@ pub fn configure(config: &mut web::ServiceConfig) {
             web::resource("/v1/audit/proofs/consistency")
                 .route(web::get().to(prove_consistency))
                 .default_service(only_get()),
-        );
+        )
+        .configure(crate::tiles::configure_tiles);
 }
 
-async fn only_get(request: HttpRequest) -> HttpResponse {
+pub(crate) async fn only_get(request: HttpRequest) -> HttpResponse {
     wrong_method(request, "GET").await
 }
 
@@ -140,7 +141,7 @@ pub async fn get_checkpoint(api: web::Data<AuditApi>, request: HttpRequest) -> H
     operation_id = "getKeys",
     security(("api_key" = [])),
     responses(
-        (status = 200, content((KeysDocument = "application/json"), (String = "text/plain")), description = "The keys, the current one first"),
+        (status = 200, content((KeysDocument = "application/json"), (String = "text/plain")), description = "The keys, those that sign first"),
         (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable"),
     )
@@ -154,8 +155,13 @@ pub async fn get_keys(api: web::Data<AuditApi>, request: HttpRequest) -> HttpRes
             let lines: String = api.keys.iter().map(|key| format!("{}\n", key.vkey)).collect();
             return Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(lines));
         }
-        let keys = api.keys.iter().enumerate();
-        let keys = keys.map(|(at, key)| KeyDocument { vkey: key.vkey.clone(), current: at == 0 }).collect();
+        let document = |key: &PublishedKey| KeyDocument {
+            vkey: key.vkey.clone(),
+            current: key.until.is_none(),
+            signs_from: key.from.map(|time| time.to_string()),
+            signed_until: key.until.map(|time| time.to_string()),
+        };
+        let keys = api.keys.iter().map(document).collect();
         json(&KeysDocument { keys })
     };
     answer(&request, outcome.await)

@@ -38,6 +38,10 @@ use crate::sessions;
         api_audit::get_keys,
         api_audit::prove_inclusion,
         api_audit::prove_consistency,
+        api_audit::get_tile,
+        api_audit::get_bundle,
+        api_audit::get_evidence,
+        api_audit::get_check,
     ),
     modifiers(&Credentials, &Refusals),
     tags(

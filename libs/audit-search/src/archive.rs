@@ -6,11 +6,12 @@ use std::sync::Arc;
 use audit_log::{LogStore, ReadError, SEGMENT, SessionFilter, StoredEntry, Term};
 use roaring::{RoaringBitmap, RoaringTreemap};
 use sealing::{DataKey, Keyring, SealError};
-use session_model::{KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId, Timestamp};
+use session_model::{KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId};
 
 use crate::filter::EntryFilter;
 use crate::projector::{Projector, addresses, place, read};
 use crate::term;
+use crate::times::first_at;
 
 /// Why nothing can be found.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +95,6 @@ impl std::fmt::Debug for Archive {
 const STRIDE: u32 = 64;
 /// Sessions looked up at once.
 const SESSIONS: usize = 2_000;
-/// Times looked at in one step of the search for a time.
-const PROBES: u64 = 16;
 
 impl Archive {
     /// The log as auditors see it.
@@ -142,10 +141,10 @@ impl Archive {
             Order::OldestFirst(after) => (after.map_or(0, |after| after.0.saturating_add(1)), size.0),
         };
         if let Some(from) = filter.from {
-            low = low.max(self.first_at(from, size.0).await?);
+            low = low.max(first_at(&*self.log, from, size.0).await?);
         }
         if let Some(to) = filter.to {
-            high = high.min(self.first_at(to, size.0).await?);
+            high = high.min(first_at(&*self.log, to, size.0).await?);
         }
         let mut taken = Taken { low, high, order, wanted: limit.saturating_add(1), indices: Vec::new() };
         if low < high {
@@ -371,30 +370,6 @@ impl Archive {
         // A term that is missing in a segment has no entry there.
         by_segment.retain(|_, (count, _)| *count == terms.len());
         Ok(by_segment.into_iter().map(|(segment, (_, fits))| (segment, fits)).collect())
-    }
-
-    /// Index of the first entry at or after a time; `size` if there is none. Times never go back in a log.
-    async fn first_at(&self, time: Timestamp, size: u64) -> Result<u64, SearchError> {
-        // Every entry below `low` is earlier, every one from `high` on is not.
-        let (mut low, mut high) = (0, size);
-        while low < high {
-            let step = (high - low).div_ceil(PROBES).max(1);
-            let probes: Vec<LeafIndex> =
-                (1..=PROBES).map(|nth| low + nth * step - 1).take_while(|index| *index < high).map(LeafIndex).collect();
-            for (probe, entry) in probes.iter().zip(self.log.entries(&probes).await?) {
-                // Leaves that retention has taken away are old.
-                let at = match entry {
-                    Some(entry) => Some(Leaf::decode(&entry.leaf).map_err(|_| SearchError::corrupt(*probe))?.time),
-                    None => None,
-                };
-                if at.is_some_and(|at| at >= time) {
-                    high = probe.0;
-                    break;
-                }
-                low = probe.0 + 1;
-            }
-        }
-        Ok(high)
     }
 }
 

@@ -11,6 +11,7 @@ mod filter;
 mod history;
 mod projector;
 mod term;
+mod times;
 
 pub use archive::{Archive, Found, Opened, Order, Personal, SearchError};
 pub use filter::EntryFilter;

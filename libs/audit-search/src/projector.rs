@@ -1,6 +1,6 @@
 //! Keeps the postings true to the log.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::archive::{SearchError, keys_of};
-use crate::term;
+use crate::{term, times};
 
 /// Entries projected in one go: a few MB.
 const RUN: usize = 8_192;
@@ -68,8 +68,10 @@ impl Projector {
             }
             let batches = self.log.batches(LeafIndex(now.size.0), RUN).await?;
             let Some(end) = batches.last().map(StoredBatch::tree_size) else { return Ok(()) };
-            let fresh = self.postings_of(batches, now.size).await?;
-            let postings = self.merged(fresh, now.size).await?;
+            let run = decoded(batches, now.size)?;
+            let fresh = self.postings_of(&run).await?;
+            let mut postings = self.merged(fresh, now.size).await?;
+            postings.extend(self.time_marks(&run).await?);
             match self.log.project(now, end, &postings).await? {
                 Projected::Yes => self.seen.lock().size = end,
                 // Somebody else was faster: look again how far it has come.
@@ -111,25 +113,12 @@ impl Projector {
         }
     }
 
-    /// The terms of every entry from `from` on, as offsets by term and segment.
-    async fn postings_of(
-        &self,
-        batches: Vec<StoredBatch>,
-        from: TreeSize,
-    ) -> Result<HashMap<(Term, u32), RoaringBitmap>, SearchError> {
-        let mut run: Vec<(LeafIndex, Leaf, Option<SealedEntry>)> = Vec::new();
-        for batch in batches {
-            for ((index, bytes), sealed) in (batch.first.0..).zip(batch.leaves).zip(batch.sealed) {
-                if index >= from.0 {
-                    let leaf = Leaf::decode(&bytes).map_err(|_| SearchError::corrupt(LeafIndex(index)))?;
-                    run.push((LeafIndex(index), leaf, sealed));
-                }
-            }
-        }
+    /// The terms of every entry, as offsets by term and segment.
+    async fn postings_of(&self, run: &[Decoded]) -> Result<HashMap<(Term, u32), RoaringBitmap>, SearchError> {
         let keys = keys_of(&*self.log, &self.keyring, run.iter().filter_map(|(_, leaf, _)| leaf.data_key)).await?;
-        let former = self.former_keys(&run).await?;
+        let former = self.former_keys(run).await?;
         let mut postings: HashMap<(Term, u32), RoaringBitmap> = HashMap::new();
-        for (index, leaf, sealed) in &run {
+        for (index, leaf, sealed) in run {
             let (segment, offset) = place(*index);
             let addresses = addresses(leaf, sealed.as_ref(), &keys);
             let addresses = addresses.into_iter().map(|address| term::address(&self.keyring, &leaf.realm, address));
@@ -141,11 +130,42 @@ impl Projector {
         Ok(postings)
     }
 
+    /// The times of every 64th entry, and of the first of each segment, behind those that are kept already.
+    async fn time_marks(&self, run: &[Decoded]) -> Result<Vec<Posting>, SearchError> {
+        let mut marks: BTreeMap<u32, Vec<i64>> = BTreeMap::new();
+        let mut firsts: Vec<i64> = Vec::new();
+        for (index, leaf, _) in run {
+            let (segment, offset) = place(*index);
+            if offset % times::STEP == 0 {
+                marks.entry(segment).or_default().push(leaf.time.as_micros());
+            }
+            if offset == 0 {
+                firsts.push(leaf.time.as_micros());
+            }
+        }
+        let mut postings = Vec::new();
+        for (segment, fresh) in marks {
+            let all = self.behind_those_kept(times::MARKS, segment, fresh).await?;
+            postings.push(times::written(times::MARKS, segment, &all));
+        }
+        if !firsts.is_empty() {
+            let all = self.behind_those_kept(times::FIRSTS, 0, firsts).await?;
+            postings.push(times::written(times::FIRSTS, 0, &all));
+        }
+        Ok(postings)
+    }
+
+    async fn behind_those_kept(&self, term: Term, segment: u32, fresh: Vec<i64>) -> Result<Vec<i64>, SearchError> {
+        let mut all = match self.log.postings(&[term], segment..=segment).await?.first() {
+            Some(kept) => times::read(kept)?,
+            None => Vec::new(),
+        };
+        all.extend(fresh);
+        Ok(all)
+    }
+
     /// Which data key sealed a session before the entry that took it to another subject.
-    async fn former_keys(
-        &self,
-        run: &[(LeafIndex, Leaf, Option<SealedEntry>)],
-    ) -> Result<HashMap<LeafIndex, KeyId>, SearchError> {
+    async fn former_keys(&self, run: &[Decoded]) -> Result<HashMap<LeafIndex, KeyId>, SearchError> {
         let bindings = run.iter().filter(|(_, leaf, _)| leaf.action == Action::SessionAuthenticated);
         let (at, before): (Vec<_>, Vec<_>) =
             bindings.filter_map(|(index, leaf, _)| Some((*index, leaf.previous?.index))).unzip();
@@ -181,6 +201,23 @@ impl Projector {
         postings.sort_unstable_by_key(|posting| (posting.term, posting.segment));
         Ok(postings)
     }
+}
+
+/// An entry of a run.
+type Decoded = (LeafIndex, Leaf, Option<SealedEntry>);
+
+/// The entries of these batches from `from` on.
+fn decoded(batches: Vec<StoredBatch>, from: TreeSize) -> Result<Vec<Decoded>, SearchError> {
+    let mut run = Vec::new();
+    for batch in batches {
+        for ((index, bytes), sealed) in (batch.first.0..).zip(batch.leaves).zip(batch.sealed) {
+            if index >= from.0 {
+                let leaf = Leaf::decode(&bytes).map_err(|_| SearchError::corrupt(LeafIndex(index)))?;
+                run.push((LeafIndex(index), leaf, sealed));
+            }
+        }
+    }
+    Ok(run)
 }
 
 /// The segment of an entry, and its offset there.

@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, html};
 use merkle_log::{Plan, Receipt};
-use session_model::{Action, LeafIndex, Outcome};
+use session_model::{Action, LeafIndex, Outcome, Timestamp};
 
 use crate::form::{given, link, time};
 use crate::page::{self, Section};
@@ -174,6 +174,13 @@ fn results(search: &Search, found: &EntriesDocument) -> Markup {
     }
 }
 
+/// Where the bundle of an entry without a session is: of all that stands at its time.
+fn bundle_of_time(entry: &EntryDocument) -> String {
+    let from = show::at(&entry.entry, "/time");
+    let next = Timestamp::parse(&from).map(|time| Timestamp::from_micros(time.as_micros() + 1).to_string());
+    link("/console/bundle", &[("from", Some(&from)), ("to", next.as_deref())])
+}
+
 /// What the browser proves an entry with.
 struct Evidence {
     receipt: Receipt,
@@ -277,21 +284,46 @@ fn proof(entry: &EntryDocument, evidence: &Evidence, keys: &[&str]) -> Markup {
     }
 }
 
-/// What to keep. A bundle of this entry with everything around it would be offered here.
+/// What to keep.
 fn bytes(entry: &EntryDocument, evidence: &Evidence) -> Markup {
+    let session = show::at(&entry.entry, "/session_id");
     html! {
         section aria-labelledby="keep" {
             h2 #keep { "To keep" }
+            p {
+                @if session.is_empty() {
+                    a href=(bundle_of_time(entry)) download { "Evidence bundle of this moment" }
+                } @else {
+                    a href=(bundle_of_session(&session)) download { "Evidence bundle of the session" }
+                }
+                span.dim { " a zip to verify offline with " code { "counterfoil-verify" } }
+            }
             details {
                 summary { "The leaf’s exact bytes, base64" }
                 pre.wrap #leaf-bytes { (entry.leaf) }
             }
             details {
-                summary { "Receipt (C2SP tlog-proof): save it as text, then " code { "counterfoil-verify FILE --key-file LOG.vkey" } }
+                summary { "Receipt (C2SP tlog-proof)" }
+                p.dim { "Save it as a file, then " code { "counterfoil verify FILE --key-file LOG.vkey --leaf-hash " (entry.leaf_hash) } }
                 pre { (evidence.receipt) }
             }
         }
     }
+}
+
+/// An evidence bundle: a zip that people and the offline verifier read. It names what it is of, and opens nothing.
+pub(crate) async fn bundle(console: web::Data<Console>, request: HttpRequest) -> HttpResponse {
+    admitted(&console, &request, Permission::ReadLog, async |_, caller| {
+        let [from, to, session, subject] = query(&request, ["from", "to", "session", "subject"])?;
+        let asked = [from, to, session, subject, None, None, None].map(given);
+        api_audit::bundle(&console.evidence, &request, &caller, asked).await
+    })
+    .await
+}
+
+/// Where a session's bundle is.
+pub(crate) fn bundle_of_session(id: &str) -> String {
+    link("/console/bundle", &[("session", Some(id))])
 }
 
 /// The newest entries about a subject, for its page; recorded as a reading.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use actix_web::http::header;
 use actix_web::middleware::DefaultHeaders;
 use actix_web::{HttpRequest, HttpResponse, Resource, Route, web};
-use api_audit::AuditApi;
+use api_audit::{AuditApi, EvidenceApi};
 use api_http::{Problem, ProblemCode};
 use sealing::Keyring;
 use session_service::SessionService;
@@ -41,16 +41,23 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; i
 #[derive(Clone)]
 pub struct Console {
     audit: web::Data<AuditApi>,
+    evidence: EvidenceApi,
     sessions: Arc<SessionService>,
     keyring: Keyring,
     assets: Arc<Assets>,
 }
 
 impl Console {
-    /// A console over the auditor's interface. `sessions` keeps the visits of those who signed in, and says how the service does;
+    /// A console over the auditor's interfaces. `sessions` keeps the visits of those who signed in, and says how the service does;
     /// by `keyring` the console knows its own cookies and forms on every node.
-    pub fn new(audit: AuditApi, sessions: Arc<SessionService>, keyring: Keyring) -> Self {
-        Self { audit: web::Data::new(audit), sessions, keyring, assets: Arc::new(Assets::new()) }
+    pub fn new(evidence: EvidenceApi, sessions: Arc<SessionService>, keyring: Keyring) -> Self {
+        Self {
+            audit: web::Data::new(evidence.audit.clone()),
+            evidence,
+            sessions,
+            keyring,
+            assets: Arc::new(Assets::new()),
+        }
     }
 }
 
@@ -85,6 +92,7 @@ pub fn configure(config: &mut web::ServiceConfig) {
             .service(get("/entries", web::get().to(entries::list)))
             .service(get("/entries/{index}", web::get().to(entries::one)))
             .service(get("/sessions/{id}", web::get().to(timeline::show)))
+            .service(get("/bundle", web::get().to(entries::bundle)))
             .service(get("/checkpoints", web::get().to(chart::show)))
             .service(
                 web::resource("/subjects")

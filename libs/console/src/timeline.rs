@@ -10,6 +10,7 @@ use maud::{Markup, html};
 use serde_json::Value;
 use session_model::{SessionId, Version};
 
+use crate::entries::bundle_of_session;
 use crate::form::{given, link};
 use crate::page::{self, Section};
 use crate::visit::admitted;
@@ -50,11 +51,11 @@ pub(crate) async fn show(console: web::Data<Console>, request: HttpRequest) -> H
         let main = html! {
             div.title {
                 h1 { "Session " code { (id) } }
-                p { a href=(link("/console/entries", &[("session", Some(&id))])) { "All entries about it, readings included" } }
+                p { a href=(link("/console/entries", &[("session", Some(&id))])) { "All entries about it, readings included" }
+                    " · " a href=(bundle_of_session(&id)) download { "Evidence bundle" } }
             }
             form.below method="get" { (show::reveal(purpose.as_deref())) div.actions { button type="submit" { "Show" } } }
             (timeline(items, before)?)
-            // A bundle of the whole session would be offered here.
             nav.pages aria-label="Pages" {
                 @if let Some(first) = first { a href=(first) { "First" } }
                 @if let Some(next) = next { a rel="next" href=(next) accesskey="o" { "Later" } }

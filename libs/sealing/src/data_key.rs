@@ -47,7 +47,7 @@ impl DataKey {
     /// [`SealError::OpenSsl`].
     pub fn seal(&self, entry: EntryId, plaintext: &[u8]) -> Result<Sealed, SealError> {
         let id = entry.uuid();
-        let [encryption, commitment] = self.keys(entry)?;
+        let [encryption, commitment] = self.entry_keys(entry)?;
         Ok(Sealed {
             bytes: encrypt(&encryption.0, id.as_bytes(), plaintext)?,
             commitment: hmac(&commitment.0, &[plaintext])?,
@@ -60,13 +60,18 @@ impl DataKey {
     /// [`SealError::NotAuthentic`] if either does not fit.
     pub fn open(&self, entry: EntryId, sealed: &[u8], commitment: &Digest) -> Result<Vec<u8>, SealError> {
         let id = entry.uuid();
-        let [encryption, committing] = self.keys(entry)?;
+        let [encryption, committing] = self.entry_keys(entry)?;
         let plaintext = decrypt(&encryption.0, id.as_bytes(), sealed)?;
         let opened = hmac(&committing.0, &[&plaintext])?;
         if openssl::memcmp::eq(&opened.0, &commitment.0) { Ok(plaintext) } else { Err(SealError::NotAuthentic) }
     }
 
-    fn keys(&self, entry: EntryId) -> Result<[Digest; 2], SealError> {
+    /// `k_e` and `k_c` of one entry: they open its sealed part, check its commitment, and are good for no other entry. For an auditor
+    /// who is shown this one.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn entry_keys(&self, entry: EntryId) -> Result<[Digest; 2], SealError> {
         Ok(expand(&self.0, &[b"counterfoil sealed part v1", entry.uuid().as_bytes()])?)
     }
 }

@@ -100,19 +100,31 @@ impl Anchor {
         }
     }
 
+    /// The checkpoint that was kept; `None` before the first.
+    ///
+    /// # Errors
+    /// [`AnchorError::Io`].
+    pub(crate) fn kept(&self) -> Result<Option<String>, AnchorError> {
+        match fs::read_to_string(&self.file) {
+            Ok(text) => Ok(Some(text)),
+            Err(failure) if failure.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(failure) => Err(self.io(failure)),
+        }
+    }
+
     /// Compares the log with itself and with the outside checkpoint; answers where it ends.
     ///
     /// # Errors
     /// [`AnchorError`]: the service must not start.
-    pub(crate) async fn check(&self, log: &dyn LogReader, key: &VerifierKey) -> Result<LogHead, AnchorError> {
+    pub(crate) async fn check(&self, log: &dyn LogReader, keys: &[VerifierKey]) -> Result<LogHead, AnchorError> {
         let head = log.head().await?;
-        check_head(log, &head, key).await?;
+        check_head(log, &head, keys).await?;
         let text = match fs::read_to_string(&self.file) {
             Ok(text) => text,
             Err(failure) if failure.kind() == io::ErrorKind::NotFound => return Ok(head),
             Err(failure) => return Err(self.io(failure)),
         };
-        let anchored = open(&text, key).map_err(AnchorError::Foreign)?;
+        let anchored = open(&text, keys).map_err(AnchorError::Foreign)?;
         if anchored.size > head.size() {
             let file = self.file.clone();
             return Err(AnchorError::RolledBack { size: head.size(), anchored: anchored.size, file });
@@ -127,8 +139,12 @@ impl Anchor {
     }
 }
 
-fn open(text: &str, key: &VerifierKey) -> Result<Checkpoint, CheckpointError> {
-    open_checkpoint(text, vec![Box::new(key.clone()) as Box<dyn Verifier>])
+/// Reads a checkpoint that one of these keys has signed.
+///
+/// # Errors
+/// [`CheckpointError`].
+pub(crate) fn open(text: &str, keys: &[VerifierKey]) -> Result<Checkpoint, CheckpointError> {
+    open_checkpoint(text, keys.iter().map(|key| Box::new(key.clone()) as Box<dyn Verifier>).collect())
 }
 
 async fn prove(
@@ -145,9 +161,9 @@ async fn prove(
 }
 
 /// The head must be signed by us, be of the tree it claims, and the newest batch must hash to it.
-async fn check_head(log: &dyn LogReader, head: &LogHead, key: &VerifierKey) -> Result<(), AnchorError> {
+async fn check_head(log: &dyn LogReader, head: &LogHead, keys: &[VerifierKey]) -> Result<(), AnchorError> {
     let Some(checkpoint) = &head.checkpoint else { return Ok(()) };
-    let signed = open(checkpoint, key).map_err(AnchorError::Head)?;
+    let signed = open(checkpoint, keys).map_err(AnchorError::Head)?;
     if (signed.size, signed.root) != (head.size(), head.frontier.root()) {
         return Err(AnchorError::HeadTree);
     }
@@ -193,7 +209,7 @@ mod tests {
     async fn a_log_that_grew_is_fine_and_one_rolled_back_or_rewritten_is_not() {
         let (key, folder) = (key(), tempfile::tempdir().unwrap());
         let anchor = Anchor::new(folder.path().join("checkpoint"));
-        let verifier = key.verifier();
+        let verifier = std::slice::from_ref(key.verifier());
         assert!(anchor.check(&MemoryLog::new(), verifier).await.is_ok(), "first start");
         let five = log_of(&key, 0..5).await;
         anchor.keep(&five.head().await.unwrap().checkpoint.unwrap()).unwrap();
@@ -205,7 +221,8 @@ mod tests {
         assert!(matches!(empty, Err(AnchorError::RolledBack { .. })), "{empty:?}");
         let other = anchor.check(&log_of(&key, 100..109).await, verifier).await;
         assert!(matches!(other, Err(AnchorError::Rewritten { .. })), "{other:?}");
-        let foreign = anchor.check(&five, LogKey::generate("log.example").unwrap().verifier()).await;
+        let other = LogKey::generate("log.example").unwrap();
+        let foreign = anchor.check(&five, std::slice::from_ref(other.verifier())).await;
         assert!(matches!(foreign, Err(AnchorError::Head(_))), "{foreign:?}");
     }
 }

@@ -10,11 +10,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use counterfoil_verify::{VerifyArgs, VerifyError, verify};
+use counterfoil_verify::{ReportFormat, VerifyArgs};
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::evidence_commands::{AuditCommand, run_audit_command};
 use crate::key_commands::{KeyCommand, run_key_command};
+use crate::log_keys::{LogKeyCommand, run_log_key_command};
 use crate::output::{Output, write};
 use crate::{backends, serve};
 
@@ -29,7 +31,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Args)]
-struct Common {
+pub(crate) struct Common {
     /// Configuration file (TOML)
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -50,13 +52,22 @@ enum Command {
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Changes the key that signs the log's checkpoints
+    #[command(subcommand)]
+    LogKey(LogKeyCommand),
     /// The realms of the configuration
     #[command(subcommand)]
     Realm(RealmCommand),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Verifies a receipt, offline
+    /// What auditors take away
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Verifies an evidence bundle or a receipt, offline
+    ///
+    /// Exit status for a bundle: 0 proved, 1 not proved, 2 the question could not be put. For a receipt: 0 it holds, 3 it does not,
+    /// 1 the question could not be put.
     Verify(VerifyArgs),
     /// Asks a running service whether it is ready (exit status 4 if not)
     Healthcheck {
@@ -106,6 +117,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             writeln!(io::stdout(), "the schema is up to date")?;
         }
         Command::Key(command) => runtime()?.block_on(run_key_command(&common.load()?, command, common.output))?,
+        Command::LogKey(command) => {
+            runtime()?.block_on(run_log_key_command(&common.load()?, command, common.output))?;
+        }
         Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
         Command::Config(ConfigCommand::Check) => {
             common.load()?;
@@ -116,14 +130,13 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             let schema = serde_json::to_string_pretty(&schemars::schema_for!(Config))?;
             writeln!(io::stdout(), "{schema}")?;
         }
-        Command::Verify(args) => match verify(&args) {
-            Ok(proved) => writeln!(io::stdout(), "{proved}")?,
-            Err(failure @ VerifyError::DoesNotHold(_)) => {
-                writeln!(io::stderr(), "counterfoil: {}", crate::causes(&failure))?;
-                return Ok(ExitCode::from(3));
+        Command::Audit(command) => runtime()?.block_on(run_audit_command(&common, command))?,
+        Command::Verify(mut args) => {
+            if matches!(common.output, Output::Json) {
+                args.report = ReportFormat::Json;
             }
-            Err(failure) => return Err(failure.into()),
-        },
+            return Ok(counterfoil_verify::run("counterfoil", &args));
+        }
         Command::Healthcheck { address } => {
             let address = match address {
                 Some(address) => address,
@@ -145,7 +158,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 impl Common {
-    fn load(&self) -> Result<Config, Failure> {
+    pub(crate) fn load(&self) -> Result<Config, Failure> {
         let mut flags = Vec::new();
         for pair in &self.set {
             let (key, value) = pair.split_once('=').ok_or_else(|| format!("--set {pair}: must be KEY=VALUE"))?;

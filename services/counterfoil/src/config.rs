@@ -38,6 +38,8 @@ pub(crate) struct Config {
     pub cluster: Cluster,
     /// The newest checkpoint, kept outside the database.
     pub anchor: Anchor,
+    /// Checking the whole log while the service runs.
+    pub verify: Verify,
     /// Realms by name. Default: one, `default`, of profile `default`.
     pub realms: BTreeMap<String, Realm>,
     /// Keys of realm `default` to accept from the first start.
@@ -165,6 +167,26 @@ pub(crate) struct Anchor {
     pub file: Option<PathBuf>,
     /// Seconds between writes, when there is something new. Default 1.
     pub interval_s: u64,
+}
+
+/// Checking the whole log while the service runs.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Verify {
+    /// Seconds within which the whole log is checked again, spread evenly. 0 is never. Default 86,400.
+    pub within_s: u64,
+    /// What the node does when the log is found wrong: `report` says so in logs, metrics and `GET /v1/audit/verify`; `unready` turns
+    /// the node not ready as well. Default `report`.
+    pub when_wrong: WhenWrong,
+}
+
+/// What a node does when the log is found wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum WhenWrong {
+    Report,
+    Unready,
 }
 
 /// Keys of realm `default` to accept from the first start, so that scripts and charts need not read the output.
@@ -295,6 +317,7 @@ impl Default for Config {
             },
             cluster: Cluster { transport: Transport::None },
             anchor: Anchor { file: None, interval_s: 1 },
+            verify: Verify { within_s: 86_400, when_wrong: WhenWrong::Report },
             realms: [("default".to_owned(), Realm { profile: Profile::Default, overrides: Overrides::default() })]
                 .into(),
             bootstrap: Bootstrap::default(),

@@ -96,7 +96,7 @@ pub(crate) fn credential(
 }
 
 /// Somebody at the command line.
-fn at_the_command_line(realm: &RealmName) -> Caller {
+pub(crate) fn at_the_command_line(realm: &RealmName) -> Caller {
     Caller {
         realm: realm.clone(),
         actor: Actor { id: "command-line".into(), role: Role::Operator },

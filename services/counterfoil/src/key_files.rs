@@ -5,12 +5,19 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use sealing::{Ids, Keyring, LogKey, SealError, sha256};
-use session_model::TreeSize;
+use sealing::{Ids, Keyring, LogKey, SealError, VerifierKey, sha256};
+use serde::{Deserialize, Serialize};
+use session_model::{Timestamp, TreeSize};
 
 const KEK: &str = "kek";
 const LOG_KEY: &str = "log.pem";
+/// The key that signs beside the current one, between `log-key add` and `log-key retire`.
+const NEXT: &str = "log.next.pem";
+/// An ECDSA key whose signature stands beside.
+const P256: &str = "log.p256.pem";
 const VKEY: &str = "log.vkey";
+/// Every verifier key the log ever had, with the time it signed in: one JSON object a line. Made by the first `log-key add`.
+const KNOWN: &str = "log.keys";
 const ORIGIN: &str = "origin";
 
 /// What the key files hold.
@@ -18,10 +25,27 @@ const ORIGIN: &str = "origin";
 pub(crate) struct KeyFiles {
     /// Derived from the key-encryption key.
     pub keyring: Keyring,
-    /// Signs checkpoints.
-    pub log_key: LogKey,
+    /// Sign checkpoints, one line each: the current one, and during a rotation the next.
+    pub log_keys: Vec<LogKey>,
+    /// Signs beside them, where ECDSA is asked for.
+    pub p256: Option<LogKey>,
+    /// Every verifier key the log ever had: those that sign first, then past ones, the newest first.
+    pub known: Vec<KnownKey>,
     /// The log's origin.
     pub origin: String,
+}
+
+/// A verifier key of the log, and the time that it signed in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KnownKey {
+    /// C2SP vkey line.
+    pub vkey: String,
+    /// Since when; absent for the log's first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Timestamp>,
+    /// Until when; absent while it signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
 }
 
 /// Why the keys cannot be used.
@@ -96,13 +120,129 @@ impl KeyFiles {
             return Err(malformed(ORIGIN));
         }
         let pem = read_or_make(&dir.join(LOG_KEY), 0o600, || LogKey::generate(&origin)?.to_pem())?;
-        let log_key = LogKey::from_pem(&origin, &pem)?;
+        let mut log_keys = vec![LogKey::from_pem(&origin, &pem)?];
         let vkey = dir.join(VKEY);
         if !vkey.exists() {
-            write_new(&vkey, 0o644, format!("{}\n", log_key.verifier()).as_bytes()).map_err(at(&vkey))?;
+            write_new(&vkey, 0o644, vkey_line(&log_keys).as_bytes()).map_err(at(&vkey))?;
         }
-        Ok(Self { keyring: Keyring::new(&kek)?, log_key, origin })
+        let next = dir.join(NEXT);
+        if next.exists() {
+            let pem = read_or_make(&next, 0o600, || Err(SealError::Malformed("the next log key")))?;
+            log_keys.push(LogKey::from_pem(&origin, &pem)?);
+        }
+        let p256 = dir.join(P256);
+        let p256 = if p256.exists() {
+            let pem = read_or_make(&p256, 0o600, || Err(SealError::Malformed("the ECDSA log key")))?;
+            Some(LogKey::from_pem(&origin, &pem)?)
+        } else {
+            None
+        };
+        let known = known(&dir.join(KNOWN), log_keys.iter().chain(&p256))?;
+        Ok(Self { keyring: Keyring::new(&kek)?, log_keys, p256, known, origin })
     }
+
+    /// What verifies the log's checkpoints, past ones included.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Seal`] if the list of past keys is spoilt.
+    pub(crate) fn verifiers(&self) -> Result<Vec<VerifierKey>, KeyFileError> {
+        self.known.iter().map(|known| Ok(VerifierKey::parse(&known.vkey)?)).collect()
+    }
+
+    /// Keeps a new key that signs beside the current one from the next start on: the next, or an ECDSA key.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Io`], also if there is one already.
+    pub(crate) fn add(&self, dir: &Path, key: &LogKey, now: Timestamp) -> Result<(), KeyFileError> {
+        let mut known = self.known.clone();
+        known.insert(1, KnownKey { vkey: key.verifier().to_string(), from: Some(now), until: None });
+        write_known(dir, &known)?;
+        let path = dir.join(if key.verifier().is_ed25519() { NEXT } else { P256 });
+        write_new(&path, 0o600, &key.to_pem()?).map_err(|source| KeyFileError::Io { path, source })
+    }
+
+    /// Destroys the ECDSA key; its verifier key is kept with the time it signed in.
+    ///
+    /// # Errors
+    /// [`KeyFileError`].
+    pub(crate) fn retire_p256(&self, dir: &Path, now: Timestamp) -> Result<(), KeyFileError> {
+        let path = dir.join(P256);
+        let Some(key) = &self.p256 else { return Err(KeyFileError::Malformed { path }) };
+        self.write_ended(dir, &key.verifier().to_string(), now)?;
+        fs::remove_file(&path)
+            .and_then(|()| File::open(dir)?.sync_all())
+            .map_err(|source| KeyFileError::Io { path, source })
+    }
+
+    fn write_ended(&self, dir: &Path, vkey: &str, now: Timestamp) -> Result<(), KeyFileError> {
+        let mut known = self.known.clone();
+        for key in known.iter_mut().filter(|key| key.vkey == vkey) {
+            key.until = Some(now);
+        }
+        write_known(dir, &known)
+    }
+
+    /// Makes the next key the current one; the one that was is destroyed, and its verifier key kept with the time it signed in.
+    ///
+    /// # Errors
+    /// [`KeyFileError`]; repeated, it finishes what was begun.
+    pub(crate) fn retire(&self, dir: &Path, now: Timestamp) -> Result<(), KeyFileError> {
+        let [current, next] = self.log_keys.as_slice() else {
+            return Err(KeyFileError::Malformed { path: dir.join(NEXT) });
+        };
+        self.write_ended(dir, &current.verifier().to_string(), now)?;
+        let vkey = dir.join(VKEY);
+        replace(&vkey, 0o644, vkey_line(std::slice::from_ref(next)).as_bytes())
+            .map_err(|source| KeyFileError::Io { path: vkey, source })?;
+        let pem = dir.join(LOG_KEY);
+        fs::rename(dir.join(NEXT), &pem)
+            .and_then(|()| File::open(dir)?.sync_all())
+            .map_err(|source| KeyFileError::Io { path: pem, source })
+    }
+}
+
+fn vkey_line(keys: &[LogKey]) -> String {
+    keys.iter().map(|key| format!("{}\n", key.verifier())).collect()
+}
+
+/// The list of known keys: those of the file, and whichever of those that sign it does not have.
+fn known<'a>(path: &Path, signing: impl Iterator<Item = &'a LogKey>) -> Result<Vec<KnownKey>, KeyFileError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(failure) if failure.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(source) => return Err(KeyFileError::Io { path: path.to_owned(), source }),
+    };
+    let malformed = |_| KeyFileError::Malformed { path: path.to_owned() };
+    let mut listed: Vec<KnownKey> =
+        text.lines().map(serde_json::from_str).collect::<Result<_, _>>().map_err(malformed)?;
+    let mut known = Vec::new();
+    for key in signing {
+        let vkey = key.verifier().to_string();
+        let at = listed.iter().position(|listed| listed.vkey == vkey);
+        let of = at.map(|at| listed.remove(at));
+        // A retirement that was cut short has ended a key that still signs.
+        known.push(of.map_or(KnownKey { vkey, from: None, until: None }, |of| KnownKey { until: None, ..of }));
+    }
+    listed.sort_by_key(|past| std::cmp::Reverse(past.until));
+    known.extend(listed);
+    Ok(known)
+}
+
+fn write_known(dir: &Path, known: &[KnownKey]) -> Result<(), KeyFileError> {
+    let path = dir.join(KNOWN);
+    let lines: Result<Vec<String>, _> = known.iter().map(serde_json::to_string).collect();
+    let text = lines.map(|lines| lines.join("\n") + "\n").map_err(io::Error::other);
+    text.and_then(|text| replace(&path, 0o644, text.as_bytes())).map_err(|source| KeyFileError::Io { path, source })
+}
+
+/// Replaces a file whole, and returns once that is durable.
+fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// Reads a file, or makes it. Two processes that start at once make it once: the one that comes second reads.
@@ -151,7 +291,8 @@ mod tests {
         let first = KeyFiles::open(dir.path(), TreeSize(0)).unwrap();
         let again = KeyFiles::open(dir.path(), TreeSize(9)).unwrap();
         assert_eq!(first.origin, again.origin);
-        assert_eq!(first.log_key.verifier().to_string(), again.log_key.verifier().to_string());
+        assert_eq!(first.known, again.known);
+        assert_eq!(first.known.len(), 1);
         assert_eq!(first.keyring.view_key(), again.keyring.view_key());
     }
 
@@ -162,6 +303,36 @@ mod tests {
         fs::remove_file(dir.path().join(KEK)).unwrap();
         assert!(matches!(KeyFiles::open(dir.path(), TreeSize(1)), Err(KeyFileError::Missing { missing: KEK, .. })));
         assert!(!dir.path().join(KEK).exists());
+    }
+
+    #[test]
+    fn a_rotation_keeps_every_verifier_key_and_destroys_the_old_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |second: i64| Timestamp::from_micros(second * 1_000_000);
+        let first = KeyFiles::open(dir.path(), TreeSize(0)).unwrap();
+        let old = first.known[0].vkey.clone();
+        let next = LogKey::generate(&first.origin).unwrap();
+        first.add(dir.path(), &next, at(1)).unwrap();
+        assert!(first.add(dir.path(), &next, at(1)).is_err(), "one rotation at a time");
+        let both = KeyFiles::open(dir.path(), TreeSize(9)).unwrap();
+        let new = next.verifier().to_string();
+        let of = |vkey: &str, from, until| KnownKey { vkey: vkey.to_owned(), from, until };
+        assert_eq!(both.known, [of(&old, None, None), of(&new, Some(at(1)), None)]);
+        assert_eq!(both.log_keys.len(), 2);
+        both.retire(dir.path(), at(2)).unwrap();
+        let after = KeyFiles::open(dir.path(), TreeSize(9)).unwrap();
+        assert_eq!(after.known, [of(&new, Some(at(1)), None), of(&old, None, Some(at(2)))]);
+        assert_eq!(after.log_keys.len(), 1);
+        assert_eq!(fs::read_to_string(dir.path().join(VKEY)).unwrap().trim(), new);
+        assert!(after.retire(dir.path(), at(3)).is_err(), "nothing to retire");
+        // Cut short between the list and the key: the old key still signs, and is not called past.
+        let third = LogKey::generate(&first.origin).unwrap();
+        after.add(dir.path(), &third, at(4)).unwrap();
+        let both = KeyFiles::open(dir.path(), TreeSize(9)).unwrap();
+        let mut known = both.known.clone();
+        known[0].until = Some(at(5));
+        write_known(dir.path(), &known).unwrap();
+        assert_eq!(KeyFiles::open(dir.path(), TreeSize(9)).unwrap().known, both.known);
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! `counterfoil`: the audited session service. The only code that names concrete backends.
 
 mod anchor;
+mod auditing;
 mod backends;
 mod cli;
 mod config;
-mod evidence;
+mod evidence_commands;
 mod key_commands;
 mod key_files;
+mod log_keys;
 mod management;
 mod output;
 mod serve;
+mod verification;
 
 use std::error::Error;
 use std::io::Write;

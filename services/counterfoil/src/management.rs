@@ -11,6 +11,8 @@ use session_view::SessionView;
 use telemetry::Metrics;
 use tracing::error;
 
+use crate::verification::Verification;
+
 /// What the management port looks at.
 #[derive(Clone)]
 pub(crate) struct Health {
@@ -24,6 +26,10 @@ pub(crate) struct Health {
     pub metrics: Arc<Metrics>,
     /// Set when the service begins to stop.
     pub stopping: Arc<AtomicBool>,
+    /// Checks the log.
+    pub verification: Arc<Verification>,
+    /// Whether a node whose log was found wrong is not ready.
+    pub unready_when_wrong: bool,
 }
 
 /// How long the log may have been out of reach before the node is not ready.
@@ -35,6 +41,8 @@ struct Readiness {
     stopping: bool,
     log: LogReadiness,
     view: ViewReadiness,
+    /// Whether the last check of the whole log found it wrong.
+    found_wrong: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,9 +76,10 @@ impl Health {
         let readable = self.service.log_silence() < LOG_SILENCE;
         let writable = self.service.is_available();
         let stopping = self.stopping.load(Ordering::Relaxed);
+        let found_wrong = self.verification.is_wrong();
         Readiness {
             // A view out of reach does not count: reads fall back to the log, and writes go on.
-            ready: readable && writable && !stopping,
+            ready: readable && writable && !stopping && !(found_wrong && self.unready_when_wrong),
             stopping,
             log: LogReadiness { readable, writable, size: size.0, waiting: self.service.waiting() },
             view: ViewReadiness {
@@ -86,6 +95,7 @@ impl Health {
                 rebuild_seconds: follower.rebuild_seconds,
                 rebuild_entries: follower.rebuild_entries,
             },
+            found_wrong,
         }
     }
 
@@ -96,6 +106,7 @@ impl Health {
             // The gauge must not keep the metrics alive that keep the gauge.
             let metrics = Arc::downgrade(&health.metrics);
             let (service, view, follower, stopping) = (health.service, health.view, health.follower, health.stopping);
+            let (verification, unready_when_wrong) = (health.verification, health.unready_when_wrong);
             self.metrics.gauge(name, unit, move || {
                 metrics.upgrade().map_or(0.0, |metrics| {
                     let health = Health {
@@ -103,6 +114,8 @@ impl Health {
                         view: Arc::clone(&view),
                         follower: Arc::clone(&follower),
                         stopping: Arc::clone(&stopping),
+                        verification: Arc::clone(&verification),
+                        unready_when_wrong,
                         metrics,
                     };
                     read(&health.readiness())

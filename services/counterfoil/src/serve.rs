@@ -12,28 +12,31 @@ use std::time::Duration;
 use access::{ApiKey, Keyholders};
 use actix_web::dev::{Server, Service as _};
 use actix_web::{App, HttpServer, web};
-use api_audit::{AuditApi, PublishedKey};
+use api_audit::{AuditApi, EvidenceApi, PublishedKey};
 use api_http::{Gate, GateKeeper};
 use api_rest::{Observed, RestApi};
 use audit_log::{GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use audit_search::Archive;
 use console::Console;
-use sealing::Keyring;
+use merkle_log::Signer;
 use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
 use session_service::{Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, SessionService};
 use session_view::SessionView;
 use telemetry::Metrics;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::anchor::Anchor;
+use crate::auditing::{Keeper, Recorder, RefusalLedger, gather, project};
 use crate::backends::{open_log, open_view};
-use crate::config::{Config, LogFormat};
-use crate::evidence::{Keeper, Recorder, RefusalLedger, gather, project};
+use crate::config::{Config, LogFormat, WhenWrong};
+use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
-use crate::key_files::KeyFiles;
+use crate::key_files::{KeyFiles, KnownKey};
 use crate::management::{self, Health};
+use crate::verification::{Checked, Verification};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -80,7 +83,7 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let keys = KeyFiles::open(&config.keys_dir(), size)?;
     let anchor = Anchor::new(config.anchor_file());
     let reader: Arc<dyn LogReader> = Arc::clone(&opened.store) as _;
-    let head = anchor.check(&*reader, keys.log_key.verifier()).await?;
+    let head = anchor.check(&*reader, &keys.verifiers()?).await?;
     let policies = config.policies()?.into_iter().map(|(realm, _, policy)| (realm, policy)).collect();
     let clock = MachineClock { start: Instant::now() };
     opened.store.prepare(head.size(), clock.wall()).await?;
@@ -96,12 +99,19 @@ pub(crate) fn service_of(
 ) -> Arc<SessionService> {
     let clock = Arc::new(LogClock::new(Arc::new(MachineClock { start: Instant::now() })));
     let bound = Duration::from_millis(config.view.max_staleness_ms);
+    let signers = core
+        .keys
+        .log_keys
+        .into_iter()
+        .chain(core.keys.p256)
+        .map(|key| Arc::new(key) as Arc<dyn Signer + Send + Sync>)
+        .collect();
     SessionService::start(
         Parts {
             log: core.log,
             view,
             keyring: core.keys.keyring,
-            identity: LogIdentity { origin: core.keys.origin, signers: vec![Arc::new(core.keys.log_key)] },
+            identity: LogIdentity { origin: core.keys.origin, signers },
             clock,
         },
         ServiceConfig {
@@ -119,6 +129,9 @@ pub(crate) fn service_of(
     )
 }
 
+/// Evidence bundles that are written at a time.
+const BUNDLES: usize = 2;
+
 /// Runs the service until it is told to stop.
 ///
 /// # Errors
@@ -135,7 +148,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let log = Arc::clone(&core.log);
     let anchor = core.anchor.clone();
     let origin: Arc<str> = core.keys.origin.as_str().into();
-    let vkey = core.keys.log_key.verifier().to_string();
+    let verifiers = core.keys.verifiers()?;
+    let known = published(&core.keys);
+    let vault = Vault { log: Arc::clone(&core.log), keyring: core.keys.keyring.clone() };
     let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
@@ -159,16 +174,42 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let keeper =
         tokio::spawn(keep_anchor(anchor.clone(), Arc::clone(&log), Duration::from_secs(config.anchor.interval_s)));
 
+    let verification = Verification::new();
+    verification.show(&metrics);
+    let clock = Arc::clone(&service);
+    let now: Arc<dyn Fn() -> Timestamp + Send + Sync> = Arc::new(move || clock.now());
+    let checker = (config.verify.within_s > 0).then(|| {
+        let checked = Checked {
+            log: Arc::clone(&log) as Arc<dyn LogReader>,
+            anchor: anchor.clone(),
+            keys: verifiers,
+            now: Arc::clone(&now),
+            within: Duration::from_secs(config.verify.within_s),
+        };
+        tokio::spawn(Arc::clone(&verification).run(checked))
+    });
+
     let health = Health {
         service: Arc::clone(&service),
         view: Arc::clone(&view),
         follower: Arc::clone(&follower),
         metrics: Arc::clone(&metrics),
         stopping: Arc::clone(&stopping),
+        verification: Arc::clone(&verification),
+        unready_when_wrong: config.verify.when_wrong == WhenWrong::Unready,
     };
     health.show();
-    let evidence = Evidence { archive, ledger: Arc::clone(&ledger), keyring };
-    let api = Interfaces::new(&config, &service, &log, &holders, &metrics, evidence, origin, vkey)?;
+    let auditing = Auditing { archive, ledger: Arc::clone(&ledger) };
+    let mut api = Interfaces::new(&config, &service, &log, &holders, &metrics, auditing, origin, known)?;
+    let evidence = EvidenceApi {
+        audit: api.audit.clone(),
+        keys: Arc::new(vault),
+        now,
+        room: Arc::new(Semaphore::new(BUNDLES)),
+        last_check: verification,
+    };
+    api.console = config.console.enabled.then(|| Console::new(evidence.clone(), Arc::clone(&service), keyring));
+    api.evidence = Some(evidence);
     let (main, main_address) = api.listen(&config)?;
     let (management, management_address) = listen_management(&config, health)?;
     announce(&main_address, &management_address, &minted)?;
@@ -198,6 +239,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     refresher.abort();
     projecting.abort();
     keeper.abort();
+    if let Some(checker) = checker {
+        checker.abort();
+    }
     if let Some(checkpoint) = log.head().await.ok().and_then(|head| head.checkpoint)
         && let Err(failure) = anchor.keep(&checkpoint)
     {
@@ -292,6 +336,11 @@ async fn refresh(holders: Arc<Keyholders>, log: Arc<dyn LogStore>) {
     }
 }
 
+fn published(keys: &KeyFiles) -> Vec<PublishedKey> {
+    let publish = |key: &KnownKey| PublishedKey { vkey: key.vkey.clone(), from: key.from, until: key.until };
+    keys.known.iter().map(publish).collect()
+}
+
 /// Keeps the newest checkpoint outside the database.
 async fn keep_anchor(anchor: Anchor, log: Arc<dyn LogStore>, pause: Duration) {
     let mut kept = None;
@@ -324,10 +373,9 @@ fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
 }
 
 /// What the interfaces of auditors are made of.
-struct Evidence {
+struct Auditing {
     archive: Archive,
     ledger: Arc<RefusalLedger>,
-    keyring: Keyring,
 }
 
 /// The interfaces on the main port.
@@ -335,6 +383,7 @@ struct Interfaces {
     rest: RestApi,
     audit: AuditApi,
     console: Option<Console>,
+    evidence: Option<EvidenceApi>,
     metrics: Arc<Metrics>,
     openapi: web::Bytes,
     docs: bool,
@@ -348,12 +397,12 @@ impl Interfaces {
         log: &Arc<dyn LogStore>,
         holders: &Arc<Keyholders>,
         metrics: &Arc<Metrics>,
-        evidence: Evidence,
+        auditing: Auditing,
         origin: Arc<str>,
-        vkey: String,
+        keys: Vec<PublishedKey>,
     ) -> Result<Self, Failure> {
         let counter = Arc::clone(metrics);
-        let Evidence { archive, ledger, keyring } = evidence;
+        let Auditing { archive, ledger } = auditing;
         let keeper: GateKeeper = Arc::new(move |refused| {
             counter.refused(refused.reason);
             ledger.note(refused);
@@ -380,11 +429,18 @@ impl Interfaces {
             archive,
             recorder: Arc::new(Recorder(Arc::clone(service))),
             gate,
-            keys: Arc::new(vec![PublishedKey { vkey }]),
+            keys: Arc::new(keys),
         };
-        let console = config.console.enabled.then(|| Console::new(audit.clone(), Arc::clone(service), keyring));
         let openapi = web::Bytes::from(api_rest::openapi_json()?);
-        Ok(Self { rest, audit, console, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
+        Ok(Self {
+            rest,
+            audit,
+            console: None,
+            evidence: None,
+            metrics: Arc::clone(metrics),
+            openapi,
+            docs: config.server.docs,
+        })
     }
 
     fn listen(self, config: &Config) -> io::Result<(Server, String)> {
@@ -393,11 +449,13 @@ impl Interfaces {
         let address = listener.local_addr()?.to_string();
         let (rest, audit) = (web::Data::new(self.rest), web::Data::new(self.audit));
         let console = self.console.map(web::Data::new);
+        let evidence = self.evidence.map(web::Data::new);
         let (openapi, docs, metrics) = (self.openapi, self.docs, self.metrics);
         let mut server = HttpServer::new(move || {
             let metrics = Arc::clone(&metrics);
             let openapi = openapi.clone();
             let console = console.clone();
+            let evidence = evidence.clone();
             App::new()
                 .app_data(rest.clone())
                 .app_data(audit.clone())
@@ -416,6 +474,11 @@ impl Interfaces {
                 })
                 .configure(api_rest::configure)
                 .configure(api_audit::configure)
+                .configure(|config| {
+                    if let Some(evidence) = evidence {
+                        config.app_data(evidence).configure(api_audit::configure_evidence);
+                    }
+                })
                 .configure(|config| api_rest::configure_docs(config, openapi, docs))
                 .configure(|config| {
                     if let Some(console) = console {

@@ -15,6 +15,8 @@ const MAY: &[(&str, &[&str])] = &[
     // Ports.
     ("audit-log", &["merkle-log", "session-model"]),
     ("session-view", &["session-model"]),
+    // Written from a reader of the log, for whoever takes it away.
+    ("evidence", &["audit-log", "merkle-log", "session-model"]),
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "session-model"]),
@@ -28,7 +30,16 @@ const MAY: &[(&str, &[&str])] = &[
     ("api-http", &["access", "sealing", "session-model", "session-service"]),
     (
         "api-audit",
-        &["access", "api-http", "audit-log", "audit-search", "merkle-log", "session-model", "session-service"],
+        &[
+            "access",
+            "api-http",
+            "audit-log",
+            "audit-search",
+            "evidence",
+            "merkle-log",
+            "session-model",
+            "session-service",
+        ],
     ),
     ("api-rest", &["access", "api-audit", "api-http", "audit-log", "sealing", "session-model", "session-service"]),
     // The console reads through the auditor's interface; of the service it uses what keeps its visitors' own sessions.

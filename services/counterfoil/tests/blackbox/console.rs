@@ -225,6 +225,7 @@ fn every_page_is_for_its_role_and_an_application_has_none() {
         ("GET", format!("/console/entries/{index}")),
         ("GET", format!("/console/sessions/{id}")),
         get("/console/checkpoints"),
+        ("GET", format!("/console/bundle?session={id}")),
         get("/console/subjects"),
         post("/console/subjects"),
         post("/console/subjects/export"),

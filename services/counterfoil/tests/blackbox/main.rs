@@ -9,10 +9,12 @@
     reason = "a test that cannot go on should stop where it is"
 )]
 
+mod auditing;
 mod bad_input;
 mod bad_weather;
 mod console;
 mod evidence;
+mod log_keys;
 mod program;
 mod secrets;
 mod walk;

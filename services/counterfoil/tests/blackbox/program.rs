@@ -30,6 +30,15 @@ impl Home {
         Self { folder, environment }
     }
 
+    /// The same keys and data once more, to be configured differently.
+    #[allow(dead_code, reason = "this file is shared, and not every suite needs it")]
+    pub(crate) fn over(other: &Self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut environment = other.environment.clone();
+        environment.push(("DATA_DIR".to_owned(), other.data().display().to_string()));
+        Self { folder, environment }
+    }
+
     pub(crate) fn with(mut self, key: &str, value: impl Into<String>) -> Self {
         self.environment.push((key.to_owned(), value.into()));
         self
@@ -131,8 +140,9 @@ impl Program {
             Some(body) => self.agent.run(request.body(body.to_vec())?)?,
             None => self.agent.run(request.body(())?)?,
         };
-        let mut text = String::new();
-        response.body_mut().as_reader().read_to_string(&mut text)?;
+        let mut bytes = Vec::new();
+        response.body_mut().as_reader().read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
         Ok(Answer { status: response.status().as_u16(), headers: response.headers().clone(), text })
     }
 

@@ -1,0 +1,123 @@
+//! `counterfoil log-key …`: changing the key that signs checkpoints, so that nobody who verifies is ever without one.
+//!
+//! `add` makes a key that signs beside the current one: each checkpoint then has two signatures, and whoever knows only the old key
+//! goes on. When auditors have the new one, `retire` destroys the old. Both are entries of the log.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use clap::Subcommand;
+use sealing::LogKey;
+use serde::Serialize;
+use session_model::{Action, Outcome, Timestamp};
+use session_service::Record;
+use session_view::{Budget, MemoryView};
+
+use crate::anchor::open;
+use crate::config::Config;
+use crate::key_commands::at_the_command_line;
+use crate::key_files::{KeyFiles, KnownKey};
+use crate::output::{Output, write};
+use crate::serve::{Core, open_core, service_of};
+
+/// What may be done with the key that signs checkpoints.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogKeyCommand {
+    /// Lists the log's verifier keys and the time each signed in
+    List,
+    /// Makes a key that signs beside the current one, once each node has been started again
+    Add {
+        /// An ECDSA key on P-256, to sign beside Ed25519 for good
+        #[arg(long)]
+        p256: bool,
+    },
+    /// Destroys the current key; the one that was added takes its place, once each node has been started again
+    Retire {
+        /// Destroys the ECDSA key instead; nothing takes its place
+        #[arg(long)]
+        p256: bool,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct LogKeyRow {
+    vkey: String,
+    signs_from: Option<Timestamp>,
+    signed_until: Option<Timestamp>,
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Runs a log key command, beside a running service or without one.
+///
+/// # Errors
+/// Whatever made it fail.
+pub(crate) async fn run_log_key_command(
+    config: &Config,
+    command: LogKeyCommand,
+    output: Output,
+) -> Result<(), Failure> {
+    let core = open_core(config).await?;
+    let dir = config.keys_dir();
+    let size = core.log.head().await?.size();
+    match command {
+        LogKeyCommand::List => {}
+        LogKeyCommand::Add { p256: true } => {
+            if core.keys.p256.is_some() {
+                return Err("there is an ECDSA key already".into());
+            }
+            let key = LogKey::generate_p256(&core.keys.origin)?;
+            let now = record(core, config, Action::KeyCreated, &key.verifier().to_string()).await?;
+            KeyFiles::open(&dir, size)?.add(&dir, &key, now)?;
+        }
+        LogKeyCommand::Retire { p256: true } => {
+            let key = core.keys.p256.as_ref().ok_or("there is no ECDSA key")?.verifier().to_string();
+            let now = record(core, config, Action::KeyRevoked, &key).await?;
+            KeyFiles::open(&dir, size)?.retire_p256(&dir, now)?;
+        }
+        LogKeyCommand::Add { p256: false } => {
+            if core.keys.log_keys.len() > 1 {
+                return Err("a key was added already: retire the old one first".into());
+            }
+            let key = LogKey::generate(&core.keys.origin)?;
+            let now = record(core, config, Action::KeyCreated, &key.verifier().to_string()).await?;
+            KeyFiles::open(&dir, size)?.add(&dir, &key, now)?;
+        }
+        LogKeyCommand::Retire { p256: false } => {
+            let [current, next] = core.keys.log_keys.as_slice() else {
+                return Err("there is no key to take its place: add one first".into());
+            };
+            let (current, next) = (current.verifier().to_string(), next.verifier().clone());
+            // Whoever signs must have the new key before the old one goes.
+            let head = core.log.head().await?.checkpoint;
+            if head.is_none_or(|head| open(&head, &[next]).is_err()) {
+                return Err(
+                    "the newest checkpoint is not signed by the key that was added: start each node again first".into(),
+                );
+            }
+            let now = record(core, config, Action::KeyRevoked, &current).await?;
+            KeyFiles::open(&dir, size)?.retire(&dir, now)?;
+        }
+    }
+    let row = |known: KnownKey| LogKeyRow { vkey: known.vkey, signs_from: known.from, signed_until: known.until };
+    let rows: Vec<LogKeyRow> = KeyFiles::open(&dir, size)?.known.into_iter().map(row).collect();
+    Ok(write(output, &rows)?)
+}
+
+/// Records the change, before it is made: the entry names the key. Answers its time.
+async fn record(core: Core, config: &Config, action: Action, vkey: &str) -> Result<Timestamp, Failure> {
+    let realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
+    let service = service_of(core, config, Arc::new(MemoryView::new(Budget::default())), false);
+    let record = Record {
+        action,
+        outcome: Outcome::Success,
+        detail: [("log_key".to_owned(), vkey.to_owned())].into(),
+        facts: Default::default(),
+        credential: None,
+    };
+    let recorded = service.record(&at_the_command_line(&realm), record).await;
+    let now = service.now();
+    service.close().await;
+    recorded?;
+    Ok(now)
+}

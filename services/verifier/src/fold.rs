@@ -1,0 +1,267 @@
+//! What only shows when entries are taken in order: times, checkpoints, and the sessions that follow from them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use session_model::{
+    Action, Head, KeyId, LeafHash, LeafIndex, PreviousLeaf, RealmName, Recorded, Session, SessionId, Timestamp,
+    TreeSize, Version, apply,
+};
+
+use crate::group::{Entry, Group, Part};
+use crate::report::{Erased, Finding, Pruned, Report};
+
+/// The newest entry of a session that was seen.
+struct Last {
+    version: Version,
+    index: u64,
+    hash: LeafHash,
+    realm: RealmName,
+    /// The entry that ended it.
+    ended: Option<u64>,
+    replay: Replay,
+}
+
+/// How far a session was replayed.
+enum Replay {
+    /// From its first entry to the newest.
+    Whole(Option<Box<Session>>),
+    /// From its first entry to its end: what it was like need not be remembered.
+    Ended,
+    /// Something on the way was not open.
+    Partly,
+}
+
+/// Goes through the groups in order.
+pub(crate) struct Fold {
+    first: u64,
+    time: Timestamp,
+    /// Size of the newest checkpoint that was good.
+    good: u64,
+    /// Whether a checkpoint was bad: those behind it then are too, and are not named one by one.
+    bad: u64,
+    revealed: bool,
+    sessions: HashMap<SessionId, Last>,
+    erased: BTreeMap<KeyId, Erased>,
+    recorded: Vec<(u64, Option<KeyId>)>,
+    /// What is wrong with the tree: never with what a good checkpoint covers.
+    tree: Vec<Finding>,
+    findings: Vec<Finding>,
+    report: Report,
+}
+
+impl Fold {
+    pub(crate) fn new(report: Report, revealed: bool) -> Self {
+        Self {
+            first: report.first,
+            time: Timestamp::from_micros(i64::MIN),
+            good: 0,
+            bad: 0,
+            revealed,
+            sessions: HashMap::new(),
+            erased: BTreeMap::new(),
+            recorded: Vec::new(),
+            tree: Vec::new(),
+            findings: Vec::new(),
+            report,
+        }
+    }
+
+    /// Takes the next group.
+    pub(crate) fn take(&mut self, group: Group) {
+        self.tree.extend(group.findings);
+        self.report.entries += group.hashed;
+        for (size, good) in group.checkpoints {
+            match good {
+                Ok(()) => {
+                    self.report.checkpoints += 1;
+                    self.good = self.good.max(size);
+                }
+                Err(why) => {
+                    if self.bad == 0 {
+                        let what = format!("the checkpoint over the first {size} entries is not good: {why}");
+                        self.findings.push(Finding::within(self.good.min(size.saturating_sub(1)), size, what));
+                    }
+                    self.bad += 1;
+                }
+            }
+        }
+        for entry in group.entries {
+            self.entry(entry);
+        }
+    }
+
+    fn wrong(&mut self, index: u64, what: impl Into<String>) {
+        self.findings.push(Finding::at(index, what));
+    }
+
+    fn entry(&mut self, entry: Entry) {
+        if entry.leaf.time < self.time {
+            self.wrong(entry.index, format!("its time {} is before that of the entry before it", entry.leaf.time));
+        }
+        self.time = self.time.max(entry.leaf.time);
+        self.part(&entry);
+        match (entry.leaf.session_id, entry.leaf.version) {
+            (Some(id), Some(version)) => self.session(id, version, entry),
+            (_, None) if entry.leaf.previous.is_some() => {
+                self.wrong(entry.index, "it names an entry before it, but makes no version of a session");
+            }
+            (None, Some(_)) => self.wrong(entry.index, "it makes a version of no session"),
+            (_, None) => {}
+        }
+    }
+
+    /// Counts what was opened, and what is gone; notes the entries that say why.
+    fn part(&mut self, entry: &Entry) {
+        match &entry.part {
+            Part::None | Part::Wrong => {}
+            Part::Open(_) => self.report.opened += 1,
+            Part::Closed => {
+                self.report.closed += 1;
+                if let Some(key) = entry.leaf.data_key.filter(|_| self.revealed) {
+                    let erased = Erased { data_key: key, entries: 0, recorded_at: None };
+                    self.erased.entry(key).or_insert(erased).entries += 1;
+                }
+            }
+            Part::Gone => {
+                let none = Pruned { entries: 0, first: entry.index, last: entry.index, recorded_at: Vec::new() };
+                let pruned = self.report.pruned.get_or_insert(none);
+                pruned.entries += 1;
+                pruned.last = entry.index;
+            }
+        }
+        if entry.leaf.session_id.is_none() && takes_away(&entry.leaf.action) {
+            self.recorded.push((entry.index, entry.leaf.data_key));
+        }
+    }
+
+    fn session(&mut self, id: SessionId, version: Version, entry: Entry) {
+        let index = entry.index;
+        let last = self.sessions.remove(&id);
+        match (&last, entry.leaf.previous) {
+            (None, None) if version == Version(1) => {}
+            (None, None) => {
+                self.wrong(index, format!("it is version {version} of its session, and names no entry before it"))
+            }
+            (Some(_), None) => self.wrong(index, format!("session {id} begins a second time")),
+            (None, Some(previous)) if version <= Version(1) || previous.index.0 >= index => {
+                self.wrong(index, "it names an entry before it that cannot be");
+            }
+            (None, Some(previous)) if previous.index.0 >= self.first => {
+                let what = format!(
+                    "session {id} was at version {} before it, in entry {}, which is not there",
+                    version.0 - 1,
+                    previous.index
+                );
+                self.wrong(index, what);
+            }
+            (None, Some(_)) => self.report.sessions_from_before += 1,
+            (Some(last), Some(previous)) => {
+                let expected = PreviousLeaf { hash: last.hash, index: LeafIndex(last.index) };
+                if version != last.version.next() {
+                    let what = format!("session {id} goes from version {} to {version}", last.version);
+                    self.wrong(index, what);
+                } else if previous != expected {
+                    let what = format!("it does not link to entry {}, the one before it of session {id}", last.index);
+                    self.wrong(index, what);
+                }
+            }
+        }
+        if let Some(last) = &last {
+            if let Some(ended) = last.ended {
+                self.wrong(index, format!("session {id} had ended in entry {ended}"));
+            }
+            if last.realm != entry.leaf.realm {
+                self.wrong(index, format!("session {id} is of another realm"));
+            }
+        } else {
+            self.report.sessions += 1;
+        }
+        let ended = last.as_ref().and_then(|last| last.ended);
+        let before = match last {
+            None if version == Version(1) => Replay::Whole(None),
+            None => Replay::Partly,
+            Some(last) => last.replay,
+        };
+        let ends = entry.leaf.action == Action::SessionEnded;
+        let (hash, realm) = (entry.hash, entry.leaf.realm.clone());
+        let replay = self.replay(before, id, version, entry);
+        let ended = ended.or(ends.then_some(index));
+        self.sessions.insert(id, Last { version, index, hash, realm, ended, replay });
+    }
+
+    /// The state after an entry, by the same rule as everywhere.
+    fn replay(&mut self, before: Replay, id: SessionId, version: Version, entry: Entry) -> Replay {
+        let Part::Open(part) = entry.part else { return Replay::Partly };
+        let Some(event) = part.event else {
+            self.wrong(entry.index, "its sealed part holds no event, but its leaf makes a version of a session");
+            return Replay::Partly;
+        };
+        if Action::of(&event) != entry.leaf.action {
+            self.wrong(entry.index, "its sealed part holds another event than its leaf says");
+        }
+        let state = match before {
+            Replay::Whole(state) => state,
+            // That it goes on is a finding already.
+            Replay::Ended => return Replay::Ended,
+            Replay::Partly => return Replay::Partly,
+        };
+        let Some(data_key) = entry.leaf.data_key else { return Replay::Partly };
+        let index = LeafIndex(entry.index);
+        let recorded = Recorded {
+            session: id,
+            realm: entry.leaf.realm,
+            version,
+            time: entry.leaf.time,
+            head: Head { index, hash: entry.hash, tree_size: TreeSize(entry.index + 1) },
+            data_key,
+        };
+        match apply(state.map(|state| *state), &event, &recorded) {
+            Some(state) if state.version == version && state.ended().is_some() => Replay::Ended,
+            Some(state) if state.version == version => Replay::Whole(Some(Box::new(state))),
+            Some(_) | None => {
+                self.wrong(entry.index, format!("session {id} does not follow from its entries"));
+                Replay::Partly
+            }
+        }
+    }
+
+    /// Size of the newest checkpoint that was good.
+    pub(crate) fn good(&self) -> u64 {
+        self.good
+    }
+
+    /// Adds what was found elsewhere.
+    pub(crate) fn push(&mut self, finding: Finding) {
+        self.findings.push(finding);
+    }
+
+    /// What came of it.
+    pub(crate) fn end(mut self) -> Report {
+        let whole = self.sessions.values().filter(|last| matches!(last.replay, Replay::Whole(Some(_)) | Replay::Ended));
+        self.report.replayed = whole.count() as u64;
+        for (index, key) in &self.recorded {
+            if let Some(erased) = key.and_then(|key| self.erased.get_mut(&key)) {
+                erased.recorded_at.get_or_insert(*index);
+            }
+        }
+        self.report.erased = self.erased.into_values().collect();
+        if let Some(pruned) = &mut self.report.pruned {
+            pruned.recorded_at = self.recorded.iter().map(|(index, _)| *index).collect();
+        }
+        if self.bad > 1 {
+            let what = format!("{} more checkpoints after the first bad one are not good either", self.bad - 1);
+            self.report.not_proved.push(what);
+        }
+        self.findings.extend(self.tree.into_iter().map(|finding| finding.not_before(self.good)));
+        self.report.conclude(self.findings);
+        self.report
+    }
+}
+
+/// Whether an action takes personal data away: an erasure, or retention. By the words, so that an older verifier reads the entries of a
+/// newer server.
+fn takes_away(action: &Action) -> bool {
+    let word = serde_json::to_string(action).unwrap_or_default();
+    let word = word.trim_matches('"');
+    word.starts_with("subject.eras") || word.starts_with("retention.") || word.starts_with("erasure.")
+}
