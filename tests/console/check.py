@@ -147,7 +147,8 @@ def proof(page, index):
     page.goto(f"{URL}/console/entries/{index}")
     expect(page.locator("#verdict")).to_have_text("VERIFIED")
     assert page.locator("#steps .passed").count() == 4
-    picture(page, "entry")
+    assert page.locator("#checkpoint").inner_text().count("\u2014 ") == 3, "each key of the overlap signs"
+    picture(page, "entry", clip={"x": 0, "y": 0, "width": 1200, "height": 760})
 
 
 # What a server could alter on its way, the step that must notice, and how the page is altered.
@@ -173,12 +174,19 @@ def in_root(html):
     return html.replace(note, note.replace(lines[2], base64.b64encode(bytes(raw)).decode()))
 
 
-def in_signature(html):
-    note = re.search(r'id="checkpoint">([^<]*)', html).group(1)
-    line = note.rstrip("\n").split(" ")[-1]
-    raw = bytearray(base64.b64decode(line))
-    raw[30] ^= 1
-    return html.replace(note, note.replace(line, base64.b64encode(bytes(raw)).decode()))
+def in_signature(which):
+    def alter(html):
+        note = re.search(r'id="checkpoint">([^<]*)', html).group(1)
+        line = [line for line in note.split("\n") if line.startswith("\u2014 ")][which].split(" ")[-1]
+        raw = bytearray(base64.b64decode(line))
+        raw[30] ^= 1
+        return html.replace(note, note.replace(line, base64.b64encode(bytes(raw)).decode()))
+
+    return alter
+
+
+def unsigned(html):
+    return re.sub(r'(id="checkpoint">[^<]*?\n\n)[^<]*', r"\1", html)
 
 
 ALTERED = [
@@ -186,7 +194,11 @@ ALTERED = [
     ("a byte of a hash of the proof", ["root"], in_hash),
     ("a hash left out", ["root"], lambda html: re.sub(r'(<ol id="hashes">)<li>.*?</li>', r"\1", html, count=1)),
     ("the root in the checkpoint", ["root", "signature"], in_root),
-    ("the signature", ["signature"], in_signature),
+    ("the first signature", ["signature"], in_signature(0)),
+    ("the second signature", ["signature"], in_signature(1)),
+    ("the third signature", ["signature"], in_signature(2)),
+    ("every signature left out", ["signature"], unsigned),
+    ("another log's keys", ["signature"], lambda html: re.sub(r'(class="vkey">)[^+<]*', r"\1elsewhere.example", html)),
     ("the leaf hash", ["leaf"], lambda html: re.sub(r'(id="leaf-hash">)(.)', lambda m: m[1] + ("1" if m[2] == "0" else "0"), html)),
     ("what is decoded", ["fields"], lambda html: html.replace('data-field="outcome">success', 'data-field="outcome">refused')),
     ("the index", ["root"], lambda html: re.sub(r'(id="leaf-index">)\d+', r"\g<1>3", html)),
@@ -409,7 +421,7 @@ def main():
         sign_in(page, "auditor")
         page.goto(f"{URL}/console/entries/{index}")
         expect(page.locator("#verdict")).to_have_text("VERIFIED")
-        picture(page, "dark")
+        picture(page, "dark", clip={"x": 0, "y": 0, "width": 1200, "height": 760})
         dark.close()
         unable(browser, index)
         insecure(playwright, index)

@@ -80,11 +80,33 @@
   async function readKey(vkey) {
     const [name, id, ...rest] = vkey.trim().split("+");
     const bytes = base64(rest.join("+"));
-    // A key of another kind, ECDSA for instance, signs beside an Ed25519 key and is not needed here.
-    if (bytes[0] !== 1) return null;
-    const full = await sha256(new TextEncoder().encode(name + "\n"), bytes);
+    const [kind, key] = [bytes[0], bytes.slice(1)];
+    if (kind !== ED25519 && kind !== ECDSA) return null;
+    // For ECDSA the id is of the key alone.
+    const full = kind === ECDSA ? await sha256(key) : await sha256(new TextEncoder().encode(name + "\n"), bytes);
     if (hex(full.slice(0, 4)) !== id) throw new Error("no: a verifier key is damaged");
-    return { name, id: full.slice(0, 4), key: bytes.slice(1) };
+    return { name, id: full.slice(0, 4), kind, key };
+  }
+
+  const ED25519 = 1;
+  const ECDSA = 2;
+
+  // An ECDSA signature as the note has it (DER: a sequence of two numbers) as browsers want it: both numbers, 32 bytes each.
+  function plain(der) {
+    const malformed = new Error("no: a signature is malformed");
+    if (der[0] !== 0x30 || der[1] !== der.length - 2) throw malformed;
+    const both = new Uint8Array(64);
+    let at = 2;
+    for (const end of [32, 64]) {
+      if (der[at] !== 2) throw malformed;
+      const number = der.slice(at + 2, at + 2 + der[at + 1]);
+      at += 2 + der[at + 1];
+      const digits = number[0] === 0 ? number.slice(1) : number;
+      if (digits.length > 32) throw malformed;
+      both.set(digits, end - digits.length);
+    }
+    if (at !== der.length) throw malformed;
+    return both;
   }
 
   function flat(value, at, all) {
@@ -158,14 +180,18 @@
     for (const signature of checkpoint.signatures) {
       const key = keys.find((key) => key.name === signature.name && same(key.id, signature.bytes.slice(0, 4)));
       if (!key) continue;
+      const ecdsa = key.kind === ECDSA;
+      const kind = ecdsa ? { name: "ECDSA", namedCurve: "P-256" } : { name: "Ed25519" };
       let imported;
       try {
-        imported = await crypto.subtle.importKey("raw", key.key, { name: "Ed25519" }, false, ["verify"]);
+        imported = await crypto.subtle.importKey(ecdsa ? "spki" : "raw", key.key, kind, false, ["verify"]);
       } catch (failure) {
-        throw new Unable("this browser has no Ed25519");
+        throw new Unable("this browser has no " + kind.name);
       }
-      const bytes = new TextEncoder().encode(checkpoint.text);
-      if (!(await crypto.subtle.verify({ name: "Ed25519" }, imported, signature.bytes.slice(4), bytes))) return "no: the signature is wrong";
+      const made = ecdsa ? plain(signature.bytes.slice(4)) : signature.bytes.slice(4);
+      const how = ecdsa ? { name: "ECDSA", hash: "SHA-256" } : kind;
+      const right = await crypto.subtle.verify(how, imported, made, new TextEncoder().encode(checkpoint.text));
+      if (!right) return "no: the " + kind.name + " signature is wrong";
       good += 1;
     }
     return good > 0 ? "" : "no: there is no signature by a key of the log";
