@@ -100,6 +100,18 @@ impl Keyholders {
         Keyholder::new(credential.id, credential.realm, credential.roles, rate)
     }
 
+    /// Who holds the credential with this id: for those who have shown the key before.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn by_id(&self, id: &str) -> Result<Arc<Keyholder>, Denied> {
+        // A few keys a realm: a second map to keep true would cost more than it saves.
+        let known = self.known.read().values().find(|holder| holder.id == id).cloned();
+        let holder = known.ok_or(Denied::Unknown)?;
+        holder.counted()?;
+        Ok(holder)
+    }
+
     /// Who holds this key.
     ///
     /// # Errors

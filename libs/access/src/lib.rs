@@ -25,12 +25,14 @@ pub enum Permission {
     ReadLog,
     /// Erase subjects, and put them under legal hold.
     KeepSubjects,
+    /// See how the service does: sizes and progress, never what anybody keeps in it.
+    SeeStatus,
 }
 
 impl Permission {
     /// Every permission.
-    pub const ALL: [Self; 5] =
-        [Self::KeepSessions, Self::ReadReceipts, Self::EndInBulk, Self::ReadLog, Self::KeepSubjects];
+    pub const ALL: [Self; 6] =
+        [Self::KeepSessions, Self::ReadReceipts, Self::EndInBulk, Self::ReadLog, Self::KeepSubjects, Self::SeeStatus];
 }
 
 /// Whether a role may do something.
@@ -39,9 +41,9 @@ pub const fn may(role: Role, permission: Permission) -> bool {
     match (role, permission) {
         (Role::Application, P::KeepSessions | P::ReadReceipts) => true,
         (Role::Auditor, P::ReadLog | P::ReadReceipts | P::KeepSubjects) => true,
-        (Role::Operator, P::EndInBulk) => true,
-        (Role::Application, P::EndInBulk | P::ReadLog | P::KeepSubjects) => false,
-        (Role::Auditor, P::KeepSessions | P::EndInBulk) => false,
+        (Role::Operator, P::EndInBulk | P::SeeStatus) => true,
+        (Role::Application, P::EndInBulk | P::ReadLog | P::KeepSubjects | P::SeeStatus) => false,
+        (Role::Auditor, P::KeepSessions | P::EndInBulk | P::SeeStatus) => false,
         (Role::Operator, P::KeepSessions | P::ReadReceipts | P::ReadLog | P::KeepSubjects) => false,
         (Role::Node, _) => false,
     }
@@ -61,6 +63,7 @@ mod tests {
         assert_eq!(holders(Permission::ReadLog), [Role::Auditor]);
         assert_eq!(holders(Permission::KeepSubjects), [Role::Auditor]);
         assert_eq!(holders(Permission::EndInBulk), [Role::Operator]);
+        assert_eq!(holders(Permission::SeeStatus), [Role::Operator]);
         assert_eq!(holders(Permission::ReadReceipts), [Role::Application, Role::Auditor]);
     }
 }

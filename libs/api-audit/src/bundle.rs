@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use access::Permission;
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use api_http::{Problem, ProblemCode, ProblemDocument, answer, query};
@@ -15,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tracing::error;
 
 use crate::entries::read_problem;
-use crate::routes::{admit, nothing_there, only_get};
+use crate::routes::{nothing_there, only_get, record};
 use crate::{AuditApi, LastCheck};
 
 /// What bundles, and the result of the server's own checks, are made of.
@@ -91,39 +92,53 @@ pub async fn get_evidence(api: web::Data<EvidenceApi>, request: HttpRequest) -> 
     let outcome = async {
         let names = ["from", "to", "session", "subject", "reveal", "purpose", "keep"];
         let [from, to, session, subject, reveal, purpose, keep] = query(&request, names)?;
-        let asked = Asked::read(from, to, session, subject, reveal, purpose, keep);
-        // A request that cannot be read is recorded as one.
-        let detail = asked.as_ref().map_or_else(|_| Detail::new(), Asked::detail);
-        let caller = admit(&api.audit, &request, detail).await?;
-        let order = asked?.order(&caller, &api);
-        let size = api.audit.log.head().await.map_err(read_problem)?.size();
-        if size == TreeSize(0) {
-            return Err(nothing_there("the log is empty"));
-        }
-        let room = Arc::clone(&api.room).try_acquire_owned();
-        let room = room.map_err(|_| Problem::new(ProblemCode::Overloaded, "other bundles are being written"))?;
-        let (sender, receiver) = mpsc::channel(1);
-        let (log, keys) = (Arc::clone(&api.audit.log), Arc::clone(&api.keys));
-        let writing = async move {
-            let _room = room;
-            let mut sink = ZipSink::new(ToClient(sender));
-            let written = write_bundle(&*log, &*keys, order, &mut sink).await;
-            written.err().map(|failure| {
-                error!(failure = &failure as &dyn std::error::Error, "an evidence bundle was cut short");
-                Err(io::Error::other(failure))
-            })
-        };
-        // The answer drives the writing: when the client goes, so does it.
-        let chunks =
-            stream::unfold(receiver, |mut chunks| async move { chunks.recv().await.map(|chunk| (chunk, chunks)) });
-        let body = stream::select(chunks, stream::once(writing).filter_map(|failed| async move { failed }));
-        Ok(HttpResponse::Ok()
-            .content_type("application/zip")
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .insert_header((header::CONTENT_DISPOSITION, format!("attachment; filename=\"evidence-{size}.zip\"")))
-            .streaming(body))
+        let caller = api.audit.gate.admit(&request, Permission::ReadLog)?.caller;
+        bundle(&api, &request, &caller, [from, to, session, subject, reveal, purpose, keep]).await
     };
     answer(&request, outcome.await)
+}
+
+/// A bundle, as it is downloaded, of what the parameters of `getEvidenceBundle` ask for, in their order. Recorded before anything
+/// is read.
+///
+/// # Errors
+/// A [`Problem`]: 400 names the parameter that is malformed, 503 if as many bundles are being written as may be.
+pub async fn bundle(
+    api: &EvidenceApi,
+    request: &HttpRequest,
+    caller: &Caller,
+    [from, to, session, subject, reveal, purpose, keep]: [Option<String>; 7],
+) -> Result<HttpResponse, Problem> {
+    let asked = Asked::read(from, to, session, subject, reveal, purpose, keep);
+    // A request that cannot be read is recorded as one.
+    let detail = asked.as_ref().map_or_else(|_| Detail::new(), Asked::detail);
+    record(&api.audit, request, caller, detail, None).await?;
+    let order = asked?.order(caller, api);
+    let size = api.audit.log.head().await.map_err(read_problem)?.size();
+    if size == TreeSize(0) {
+        return Err(nothing_there("the log is empty"));
+    }
+    let room = Arc::clone(&api.room).try_acquire_owned();
+    let room = room.map_err(|_| Problem::new(ProblemCode::Overloaded, "other bundles are being written"))?;
+    let (sender, receiver) = mpsc::channel(1);
+    let (log, keys) = (Arc::clone(&api.audit.log), Arc::clone(&api.keys));
+    let writing = async move {
+        let _room = room;
+        let mut sink = ZipSink::new(ToClient(sender));
+        let written = write_bundle(&*log, &*keys, order, &mut sink).await;
+        written.err().map(|failure| {
+            error!(failure = &failure as &dyn std::error::Error, "an evidence bundle was cut short");
+            Err(io::Error::other(failure))
+        })
+    };
+    // The answer drives the writing: when the client goes, so does it.
+    let chunks = stream::unfold(receiver, |mut chunks| async move { chunks.recv().await.map(|chunk| (chunk, chunks)) });
+    let body = stream::select(chunks, stream::once(writing).filter_map(|failed| async move { failed }));
+    Ok(HttpResponse::Ok()
+        .content_type("application/zip")
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header((header::CONTENT_DISPOSITION, format!("attachment; filename=\"evidence-{size}.zip\"")))
+        .streaming(body))
 }
 
 /// What a request asks for.

@@ -65,18 +65,12 @@ pub async fn list_entries(api: web::Data<AuditApi>, request: HttpRequest) -> Htt
                 "limit", "cursor",
             ],
         )?;
-        let asked = Asked { from, to, session, subject, actor, action, outcome, address };
-        let filter = asked.filter(&api, &caller.realm).await?;
+        let asked = EntriesQuery { from, to, session, subject, actor, action, outcome, address };
         let purpose = revealing(reveal, purpose)?;
         let limit = page_limit(limit)?;
         let before = cursor_entry(cursor)?;
-        record(&api, &request, &caller, asked.detail(&filter), purpose.as_deref()).await?;
-        let Wanted::These(filter) = filter else {
-            return json(&EntriesDocument { items: Vec::new(), next_cursor: None });
-        };
-        let found = api.archive.search(&filter, Order::NewestFirst(before), limit).await.map_err(search_problem)?;
-        let items = read(&api, &caller.realm, &found.indices, purpose.is_some()).await?;
-        let next_cursor = found.indices.last().filter(|_| found.more).map(|index| Cursor::Entry(index.0).encode());
+        let EntriesDocument { items, next_cursor } =
+            find_entries(&api, &request, &caller, &asked, purpose.as_deref(), (before, limit)).await?;
         let link = next_cursor.as_ref().map(|cursor| next_link(&request, cursor));
         let mut response = json(&EntriesDocument { items, next_cursor })?;
         if let Some(Ok(link)) = link.map(header::HeaderValue::try_from) {
@@ -87,16 +81,41 @@ pub async fn list_entries(api: web::Data<AuditApi>, request: HttpRequest) -> Htt
     answer(&request, outcome.await)
 }
 
+/// A page of entries that fit, newest first: at most so many, from before this index. Recorded before anything is read.
+///
+/// # Errors
+/// A [`Problem`]: 400 names the filter that is malformed.
+pub async fn find_entries(
+    api: &AuditApi,
+    request: &HttpRequest,
+    caller: &Caller,
+    asked: &EntriesQuery,
+    purpose: Option<&str>,
+    (before, limit): (Option<LeafIndex>, usize),
+) -> Result<EntriesDocument, Problem> {
+    let filter = asked.filter(api, &caller.realm).await?;
+    record(api, request, caller, asked.detail(&filter), purpose).await?;
+    let Wanted::These(filter) = filter else {
+        return Ok(EntriesDocument { items: Vec::new(), next_cursor: None });
+    };
+    let found = api.archive.search(&filter, Order::NewestFirst(before), limit).await.map_err(search_problem)?;
+    let items = read(api, &caller.realm, &found.indices, purpose.is_some()).await?;
+    let next_cursor = found.indices.last().filter(|_| found.more).map(|index| Cursor::Entry(index.0).encode());
+    Ok(EntriesDocument { items, next_cursor })
+}
+
 /// The filters as they stand in the query.
-pub(crate) struct Asked {
-    pub(crate) from: Option<String>,
-    pub(crate) to: Option<String>,
-    pub(crate) session: Option<String>,
-    pub(crate) subject: Option<String>,
-    pub(crate) actor: Option<String>,
-    pub(crate) action: Option<String>,
-    pub(crate) outcome: Option<String>,
-    pub(crate) address: Option<String>,
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "the document of listEntries says what each means")]
+pub struct EntriesQuery {
+    pub from: Option<String>,
+    pub to: Option<String>,
+    pub session: Option<String>,
+    pub subject: Option<String>,
+    pub actor: Option<String>,
+    pub action: Option<String>,
+    pub outcome: Option<String>,
+    pub address: Option<String>,
 }
 
 /// What a query asks for.
@@ -107,7 +126,7 @@ pub(crate) enum Wanted {
     Nothing,
 }
 
-impl Asked {
+impl EntriesQuery {
     pub(crate) async fn filter(&self, api: &AuditApi, realm: &RealmName) -> Result<Wanted, Problem> {
         let bad = |name: &str, what: &str| Problem::malformed(&format!("#query/{name}"), what);
         let time = |name: &'static str, text: &Option<String>| match text {
@@ -179,7 +198,7 @@ impl Asked {
 ///
 /// # Errors
 /// A 400 [`Problem`] if one is given without the other.
-pub(crate) fn revealing(reveal: Option<String>, purpose: Option<String>) -> Result<Option<String>, Problem> {
+pub fn revealing(reveal: Option<String>, purpose: Option<String>) -> Result<Option<String>, Problem> {
     let reveal = match reveal.as_deref() {
         None | Some("false") => false,
         Some("true") => true,
@@ -196,7 +215,11 @@ pub(crate) fn revealing(reveal: Option<String>, purpose: Option<String>) -> Resu
     }
 }
 
-fn cursor_entry(cursor: Option<String>) -> Result<Option<LeafIndex>, Problem> {
+/// The index that a cursor names.
+///
+/// # Errors
+/// A 400 [`Problem`] if it is none of this list.
+pub fn cursor_entry(cursor: Option<String>) -> Result<Option<LeafIndex>, Problem> {
     match cursor.as_deref().map(Cursor::decode) {
         None => Ok(None),
         Some(Some(Cursor::Entry(index))) => Ok(Some(LeafIndex(index))),
@@ -276,7 +299,8 @@ fn broken(index: LeafIndex) -> Problem {
     Problem::new(ProblemCode::Internal, format!("entry {index} is not a leaf: the log was damaged"))
 }
 
-pub(crate) fn read_problem(failure: ReadError) -> Problem {
+/// Why the log could not be read, as a problem.
+pub fn read_problem(failure: ReadError) -> Problem {
     warn!(failure = &failure as &dyn std::error::Error, "the log cannot be read for an auditor");
     match failure {
         ReadError::Unavailable(_) => Problem::new(ProblemCode::LogUnavailable, "try again shortly"),
@@ -284,7 +308,8 @@ pub(crate) fn read_problem(failure: ReadError) -> Problem {
     }
 }
 
-pub(crate) fn search_problem(failure: SearchError) -> Problem {
+/// Why the log could not be searched, as a problem.
+pub fn search_problem(failure: SearchError) -> Problem {
     match failure {
         SearchError::Read(failure) => read_problem(failure),
         SearchError::Seal(_) | SearchError::Postings => {
@@ -318,14 +343,27 @@ pub async fn get_entry(api: web::Data<AuditApi>, request: HttpRequest) -> HttpRe
         let index: Option<u64> = request.match_info().get("index").and_then(|index| index.parse().ok());
         let [reveal, purpose] = query(&request, ["reveal", "purpose"])?;
         let purpose = revealing(reveal, purpose)?;
-        let detail = fact("index", index.map_or_else(|| "malformed".to_owned(), |index| index.to_string()));
-        record(&api, &request, &caller, detail, purpose.as_deref()).await?;
-        let absent = || nothing_there("the realm has no entry at this index");
-        let index = LeafIndex(index.ok_or_else(absent)?);
-        let entry = read(&api, &caller.realm, &[index], purpose.is_some()).await?.into_iter().next();
-        json(&entry.ok_or_else(absent)?)
+        json(&find_entry(&api, &request, &caller, index, purpose.as_deref()).await?)
     };
     answer(&request, outcome.await)
+}
+
+/// One entry; `index` is `None` where it was no number. Recorded before it is read.
+///
+/// # Errors
+/// A [`Problem`]: 404 if the realm has no such entry.
+pub async fn find_entry(
+    api: &AuditApi,
+    request: &HttpRequest,
+    caller: &Caller,
+    index: Option<u64>,
+    purpose: Option<&str>,
+) -> Result<EntryDocument, Problem> {
+    let detail = fact("index", index.map_or_else(|| "malformed".to_owned(), |index| index.to_string()));
+    record(api, request, caller, detail, purpose).await?;
+    let absent = || nothing_there("the realm has no entry at this index");
+    let index = LeafIndex(index.ok_or_else(absent)?);
+    read(api, &caller.realm, &[index], purpose.is_some()).await?.into_iter().next().ok_or_else(absent)
 }
 
 /// Every entry of a session, oldest first, with the state after each; or, with `version` or `at`, the one entry that made the
@@ -360,22 +398,50 @@ pub async fn session_history(api: web::Data<AuditApi>, request: HttpRequest) -> 
         let purpose = revealing(reveal, purpose)?;
         let limit = page_limit(limit)?;
         let after = Version(cursor_entry(cursor)?.map_or(0, |version| version.0));
-        let absent = || nothing_there("the realm has no such session, or it had no such state");
         let id: Option<SessionId> = request.match_info().get("id").and_then(|id| id.parse().ok());
-        let detail = fact("session", id.map_or_else(|| "malformed".to_owned(), |id| id.to_string()));
-        record(&api, &request, &caller, detail, purpose.as_deref()).await?;
-        let id = id.ok_or_else(absent)?;
-        let reveal = purpose.is_some();
-        match moment {
-            Some(moment) => {
-                let step = api.archive.state_at(&caller.realm, id, moment).await.map_err(search_problem)?;
-                let items = vec![step_document(&step.ok_or_else(absent)?, reveal)?];
-                json(&HistoryDocument { items, next_cursor: None })
-            }
-            None => history(&api, &caller, id, after, limit, reveal).await,
-        }
+        let which = match moment {
+            Some(moment) => Steps::At(moment),
+            None => Steps::After(after, limit),
+        };
+        json(&find_history(&api, &request, &caller, id, which, purpose.as_deref()).await?)
     };
     answer(&request, outcome.await)
+}
+
+/// Which steps of a history.
+#[derive(Debug, Clone, Copy)]
+pub enum Steps {
+    /// The one that made the state at a moment.
+    At(Moment),
+    /// Those after a version, at most so many.
+    After(Version, usize),
+}
+
+/// The history of a session; `id` is `None` where it was no session id. Recorded before it is read.
+///
+/// # Errors
+/// A [`Problem`]: 404 if the realm has no such session, or it had no such state.
+pub async fn find_history(
+    api: &AuditApi,
+    request: &HttpRequest,
+    caller: &Caller,
+    id: Option<SessionId>,
+    which: Steps,
+    purpose: Option<&str>,
+) -> Result<HistoryDocument, Problem> {
+    let absent = || nothing_there("the realm has no such session, or it had no such state");
+    let detail = fact("session", id.map_or_else(|| "malformed".to_owned(), |id| id.to_string()));
+    record(api, request, caller, detail, purpose).await?;
+    let id = id.ok_or_else(absent)?;
+    let reveal = purpose.is_some();
+    match which {
+        Steps::At(moment) => {
+            let step = api.archive.state_at(&caller.realm, id, moment).await.map_err(search_problem)?;
+            let items = vec![step_document(&step.ok_or_else(absent)?, reveal)?];
+            Ok(HistoryDocument { items, next_cursor: None })
+        }
+        Steps::After(after, limit) => history(api, caller, id, after, limit, reveal).await,
+    }
 }
 
 async fn history(
@@ -385,7 +451,7 @@ async fn history(
     after: Version,
     limit: usize,
     reveal: bool,
-) -> Result<HttpResponse, Problem> {
+) -> Result<HistoryDocument, Problem> {
     let mut steps = api.archive.history(&caller.realm, id, after, limit + 1).await.map_err(search_problem)?;
     if steps.is_empty() && after == Version::NONE {
         return Err(nothing_there("the realm has no such session, or it had no such state"));
@@ -394,7 +460,7 @@ async fn history(
     steps.truncate(limit);
     let last = steps.last().and_then(|step| step.entry.leaf.version).filter(|_| more);
     let items = steps.iter().map(|step| step_document(step, reveal)).collect::<Result<Vec<_>, _>>()?;
-    json(&HistoryDocument { items, next_cursor: last.map(|version| Cursor::Entry(version.0).encode()) })
+    Ok(HistoryDocument { items, next_cursor: last.map(|version| Cursor::Entry(version.0).encode()) })
 }
 
 fn moment(version: Option<String>, at: Option<String>) -> Result<Option<Moment>, Problem> {

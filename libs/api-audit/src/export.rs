@@ -21,7 +21,7 @@ use tracing::error;
 
 use crate::AuditApi;
 use crate::documents::OutcomeWord;
-use crate::entries::{Asked, Wanted, read_problem, revealing};
+use crate::entries::{EntriesQuery, Wanted, read_problem, revealing};
 use crate::routes::{missing, number, record};
 
 /// Entries read from the log at once.
@@ -86,7 +86,7 @@ async fn export(api: &AuditApi, request: &HttpRequest) -> Result<HttpResponse, P
     let format = format.ok_or_else(|| missing("format"))?.parse::<Format>();
     let format = format.map_err(|failure| Problem::malformed("#query/format", &failure.to_string()))?;
     let after = number("after", after)?.map(LeafIndex);
-    let asked = Asked { from, to, session, subject, actor, action, outcome, address };
+    let asked = EntriesQuery { from, to, session, subject, actor, action, outcome, address };
     let wanted = asked.filter(api, &caller.realm).await?;
     let purpose = revealing(reveal, purpose)?;
     let mut detail = asked.detail(&wanted);

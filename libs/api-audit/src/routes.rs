@@ -78,7 +78,10 @@ pub(crate) async fn admit(api: &AuditApi, request: &HttpRequest, detail: Detail)
 }
 
 /// Records a reading, with its purpose if personal data is shown.
-pub(crate) async fn record(
+///
+/// # Errors
+/// A [`Problem`] if it cannot be recorded: then nothing may be shown.
+pub async fn record(
     api: &AuditApi,
     request: &HttpRequest,
     caller: &Caller,
@@ -260,13 +263,20 @@ pub(crate) fn missing(name: &str) -> Problem {
 }
 
 async fn prove(log: &dyn LogReader, plan: &Plan) -> Result<Vec<String>, Problem> {
+    Ok(proof_of(log, plan).await?.iter().map(|hash| STANDARD.encode(hash.0)).collect())
+}
+
+/// The hashes of a proof.
+///
+/// # Errors
+/// A [`Problem`] if the log cannot be read, or its stored hashes do not make the proof.
+pub async fn proof_of(log: &dyn LogReader, plan: &Plan) -> Result<Vec<Digest>, Problem> {
     let mut runs: Vec<Vec<Digest>> = Vec::new();
     for range in plan.ranges() {
         runs.push(log.hashes(range.level, range.start, range.count).await.map_err(read_problem)?);
     }
-    let proof = plan.finish(&runs).map_err(|failure| {
+    plan.finish(&runs).map_err(|failure| {
         error!(%failure, "the stored hashes do not make a proof");
         Problem::new(ProblemCode::Internal, "the log's stored hashes do not fit its size")
-    })?;
-    Ok(proof.iter().map(|hash| STANDARD.encode(hash.0)).collect())
+    })
 }

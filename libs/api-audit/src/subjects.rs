@@ -162,19 +162,33 @@ pub async fn export_subject(
         named(&subject)?;
         let [purpose] = query(&request, ["purpose"])?;
         let purpose = revealing(Some("true".to_owned()), purpose)?;
-        let key = api.archive.subject_key(&caller.realm, &subject).await.map_err(search_problem)?;
-        let detail = key.map(|key| fact("subject_key", key.uuid())).unwrap_or_default();
-        record(&api, &request, &caller, detail, purpose.as_deref()).await?;
-        let nothing = || Problem::new(ProblemCode::NothingHeld, "the realm holds nothing on the subject");
-        let key = key.ok_or_else(nothing)?;
-        let keys = api.archive.keys_of_subject(key).await.map_err(search_problem)?;
-        Ok(HttpResponse::Ok()
-            .content_type("application/x-ndjson")
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .insert_header((header::CONTENT_DISPOSITION, "attachment; filename=\"subject.jsonl\""))
-            .streaming(lines(api.clone(), caller.realm, key, keys)))
+        export(&api, &request, caller, &subject, purpose.as_deref()).await
     };
     answer(&request, outcome.await)
+}
+
+/// Everything that is held on a subject, as it is downloaded. Recorded before anything is read.
+///
+/// # Errors
+/// A [`Problem`]: 404 if the realm holds nothing on the subject.
+pub async fn export(
+    api: &web::Data<AuditApi>,
+    request: &HttpRequest,
+    caller: Caller,
+    subject: &str,
+    purpose: Option<&str>,
+) -> Result<HttpResponse, Problem> {
+    let key = api.archive.subject_key(&caller.realm, subject).await.map_err(search_problem)?;
+    let detail = key.map(|key| fact("subject_key", key.uuid())).unwrap_or_default();
+    record(api, request, &caller, detail, purpose).await?;
+    let nothing = || Problem::new(ProblemCode::NothingHeld, "the realm holds nothing on the subject");
+    let key = key.ok_or_else(nothing)?;
+    let keys = api.archive.keys_of_subject(key).await.map_err(search_problem)?;
+    Ok(HttpResponse::Ok()
+        .content_type("application/x-ndjson")
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header((header::CONTENT_DISPOSITION, "attachment; filename=\"subject.jsonl\""))
+        .streaming(lines(api.clone(), caller.realm, key, keys)))
 }
 
 /// Page after page, until there are no more. A failure ends the answer before its end, which the client sees.

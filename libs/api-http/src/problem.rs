@@ -277,17 +277,22 @@ impl Problem {
         self.fields.iter().map(BadField::parts)
     }
 
-    /// The answer.
-    pub fn response(self, trace: &Trace) -> HttpResponse {
-        let document = ProblemDocument {
+    /// What the client reads.
+    pub fn document(&self, trace: &Trace) -> ProblemDocument {
+        ProblemDocument {
             r#type: format!("urn:counterfoil:problem:{}", self.code.name()),
             title: self.code.title(),
             status: self.code.status().as_u16(),
-            detail: self.detail,
+            detail: self.detail.clone(),
             code: self.code,
             trace_id: trace.id().to_owned(),
-            errors: self.fields.into_iter().map(BadField::into_problem_field).collect(),
-        };
+            errors: self.fields.iter().cloned().map(BadField::into_problem_field).collect(),
+        }
+    }
+
+    /// The answer.
+    pub fn response(self, trace: &Trace) -> HttpResponse {
+        let document = self.document(trace);
         let mut response = HttpResponse::build(self.code.status());
         for header in self.headers {
             response.append_header(header);

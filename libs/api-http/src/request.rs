@@ -137,14 +137,37 @@ impl Gate {
     /// # Errors
     /// A [`Problem`]: 401 without a good credential, 429 if there are too many requests.
     pub fn holder(&self, request: &HttpRequest) -> Result<Arc<Keyholder>, Problem> {
-        if !has_bearer(request)
-            && let Some(ClientCertificate(fingerprint)) = request.conn_data()
-        {
-            let holder = self.certificates.get(fingerprint).ok_or(Denied::Unknown);
-            let holder = holder.and_then(|holder| holder.counted().map(|()| Arc::clone(holder)));
-            return holder.map_err(|denied| self.denied(request, &denied));
-        }
-        self.holders.authenticate(bearer(request.headers())).map_err(|denied| self.denied(request, &denied))
+        let found = match request.conn_data() {
+            Some(ClientCertificate(fingerprint)) if !has_bearer(request) => {
+                let holder = self.certificates.get(fingerprint).ok_or(Denied::Unknown);
+                holder.and_then(|holder| holder.counted().map(|()| Arc::clone(holder)))
+            }
+            Some(_) | None => self.holders.authenticate(bearer(request.headers())),
+        };
+        found.map_err(|denied| {
+            let wanted = "send Authorization: Bearer with an API key";
+            let problem = self.denied(request, &denied, wanted);
+            match denied {
+                Denied::Unknown => problem.with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\""),
+                Denied::TooMany(_) => problem,
+            }
+        })
+    }
+
+    /// Who holds a key that came otherwise than in a header.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 401 if nobody does, 429 if there are too many requests.
+    pub fn holder_of_key(&self, request: &HttpRequest, key: &str) -> Result<Arc<Keyholder>, Problem> {
+        self.holders.authenticate(key).map_err(|denied| self.denied(request, &denied, "nobody holds this key"))
+    }
+
+    /// Who holds the credential with this id, as of now.
+    ///
+    /// # Errors
+    /// A [`Problem`]: 401 if it was revoked, 429 if there are too many requests.
+    pub fn holder_by_id(&self, request: &HttpRequest, id: &str) -> Result<Arc<Keyholder>, Problem> {
+        self.holders.by_id(id).map_err(|denied| self.denied(request, &denied, "the credential was revoked"))
     }
 
     /// Counts a request of a holder known by other means than an API key.
@@ -152,26 +175,12 @@ impl Gate {
     /// # Errors
     /// A 429 [`Problem`] if there are too many.
     pub fn count(&self, request: &HttpRequest, holder: &Arc<Keyholder>) -> Result<(), Problem> {
-        holder.counted().map_err(|denied| self.denied(request, &denied))
+        holder.counted().map_err(|denied| self.denied(request, &denied, ""))
     }
 
     /// Notes a refusal that was found elsewhere than here.
     pub fn refused(&self, request: &HttpRequest, reason: &'static str) {
         self.refuse(request, reason, None);
-    }
-
-    fn denied(&self, request: &HttpRequest, denied: &Denied) -> Problem {
-        match denied {
-            Denied::Unknown => {
-                self.refuse(request, "credential", None);
-                Problem::new(ProblemCode::CredentialRequired, "send Authorization: Bearer with an API key")
-                    .with(header::WWW_AUTHENTICATE, "Bearer realm=\"counterfoil\"")
-            }
-            Denied::TooMany(holder) => {
-                self.refuse(request, "rate", Some(holder));
-                Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key")
-            }
-        }
     }
 
     /// Lets a request of a known holder in, if its roles allow what it asks.
@@ -196,19 +205,36 @@ impl Gate {
                 None => return Err(Problem::malformed("#header/counterfoil-min-index", "must be a leaf index")),
             },
         };
-        let trace = Trace::of(request);
-        Ok(Request {
-            caller: Caller {
-                realm: holder.realm.clone(),
-                actor,
-                protocol,
-                origin: request.peer_addr().map(|peer| plain(peer.ip())),
-                request_id: None,
-                trace_id: Some(trace.id().to_owned()),
-                min_index,
-                detail: Detail::new(),
-            },
-        })
+        let mut caller = caller(request, holder, actor, min_index);
+        caller.protocol = protocol;
+        Ok(Request { caller })
+    }
+
+    fn denied(&self, request: &HttpRequest, denied: &Denied, wanted: &str) -> Problem {
+        match denied {
+            Denied::Unknown => {
+                self.refuse(request, "credential", None);
+                Problem::new(ProblemCode::CredentialRequired, wanted)
+            }
+            Denied::TooMany(holder) => {
+                self.refuse(request, "rate", Some(holder));
+                Problem::new(ProblemCode::RateLimited, "the realm limits requests per second and key")
+            }
+        }
+    }
+}
+
+/// A holder as the caller of a request.
+pub fn caller(request: &HttpRequest, holder: &Keyholder, actor: Actor, min_index: Option<LeafIndex>) -> Caller {
+    Caller {
+        realm: holder.realm.clone(),
+        actor,
+        protocol: Protocol::Rest,
+        origin: request.peer_addr().map(|peer| plain(peer.ip())),
+        request_id: None,
+        trace_id: Some(Trace::of(request).id().to_owned()),
+        min_index,
+        detail: Detail::new(),
     }
 }
 

@@ -330,7 +330,7 @@ fn plain(session: Option<u8>) -> Made {
 async fn finds_across_segments() {
     let mut world = World::new();
     let rare = Made { refused: true, ..plain(None) };
-    world.append(&[rare.clone()]).await;
+    world.append(std::slice::from_ref(&rare)).await;
     // Past the first segment, without the cost of sealing 65,536 parts.
     let many = vec![Made { wait: 0, sealed: false, ..plain(None) }; 3_000];
     for _ in 0..23 {

@@ -16,6 +16,7 @@ pub struct Keyring {
     lookup: [u8; 32],
     answers: [u8; 32],
     view: [u8; 32],
+    console: [u8; 32],
 }
 
 impl Keyring {
@@ -26,7 +27,8 @@ impl Keyring {
     pub fn new(key_encryption_key: &[u8; 32]) -> Result<Self, SealError> {
         let [wrapping, lookup] = expand(key_encryption_key, &[b"counterfoil keyring v1: data keys"])?;
         let [answers, view] = expand(key_encryption_key, &[b"counterfoil keyring v1: stored state"])?;
-        Ok(Self { wrapping: wrapping.0, lookup: lookup.0, answers: answers.0, view: view.0 })
+        let [console, _] = expand(key_encryption_key, &[b"counterfoil keyring v1: console"])?;
+        Ok(Self { wrapping: wrapping.0, lookup: lookup.0, answers: answers.0, view: view.0, console: console.0 })
     }
 
     /// Encrypts a data key for storage, bound to its id.
@@ -83,6 +85,30 @@ impl Keyring {
         decrypt(&self.answers, &key.0, sealed)
     }
 
+    /// What the console gives a browser to show again, so that it can tell its own from what somebody else made:
+    /// `HMAC(console key, purpose ‖ each part behind its length)`. The same on every node.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn console_tag(&self, purpose: &[u8; 4], parts: &[&[u8]]) -> Result<Digest, SealError> {
+        let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_be_bytes()).collect();
+        let mut framed: Vec<&[u8]> = vec![purpose];
+        for (length, part) in lengths.iter().zip(parts) {
+            framed.push(length);
+            framed.push(part);
+        }
+        Ok(hmac(&self.console, &framed)?)
+    }
+
+    /// Whether a text is such a tag in hexadecimal; in constant time.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn is_console_tag(&self, shown: &str, purpose: &[u8; 4], parts: &[&[u8]]) -> Result<bool, SealError> {
+        let tag = self.console_tag(purpose, parts)?;
+        Ok(shown.parse::<Digest>().is_ok_and(|shown| openssl::memcmp::eq(&shown.0, &tag.0)))
+    }
+
     /// The key that seals the values of a shared view.
     pub const fn view_key(&self) -> &[u8; 32] {
         &self.view
@@ -100,6 +126,18 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn a_console_tag_is_for_one_purpose_and_its_parts_as_they_are_divided() {
+        let keyring = Keyring::new(&[1; 32]).unwrap();
+        let tag = keyring.console_tag(b"visi", &[b"ab", b"c"]).unwrap().to_string();
+        let is = |keyring: &Keyring, purpose, parts: &[&[u8]]| keyring.is_console_tag(&tag, purpose, parts).unwrap();
+        assert!(is(&keyring, b"visi", &[b"ab", b"c"]));
+        assert!(!is(&keyring, b"form", &[b"ab", b"c"]));
+        assert!(!is(&keyring, b"visi", &[b"a", b"bc"]));
+        assert!(!is(&Keyring::new(&[2; 32]).unwrap(), b"visi", &[b"ab", b"c"]));
+        assert!(!keyring.is_console_tag("", b"visi", &[]).unwrap());
+    }
 
     #[test]
     fn a_wrapped_key_opens_only_for_its_id_and_keyring() {

@@ -95,7 +95,7 @@ impl World {
     fn next(&mut self) -> Proposed {
         let number = self.entries;
         self.entries += 1;
-        if number % ODD == 0 {
+        if number.is_multiple_of(ODD) {
             // Refused, and about nobody: sealed by the key of the first subject, for want of a house.
             let claims = Claims::default();
             return self.sealed(number, Action::RequestRefused, None, KeyId::new(uuid(1, 0)), None, claims);

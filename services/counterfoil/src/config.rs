@@ -28,6 +28,8 @@ pub(crate) struct Config {
     pub data_dir: PathBuf,
     /// Name of this node, as it stands in entries: 1 to 63 of a-z, 0-9 and '-'. Default: `node`.
     pub node: String,
+    /// The console.
+    pub console: ConsolePages,
     /// The log.
     pub log: Log,
     /// Key files.
@@ -80,6 +82,14 @@ pub(crate) struct Server {
 pub(crate) struct Management {
     /// Address and port. Port 0 takes any free one. Default `127.0.0.1:9090`.
     pub listen: String,
+}
+
+/// The console.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConsolePages {
+    /// Whether `/console` shows auditors the log and operators the state of the service. Default true.
+    pub enabled: bool,
 }
 
 /// The log.
@@ -473,6 +483,7 @@ impl Default for Config {
                 tls: None,
             },
             management: Management { listen: "127.0.0.1:9090".into() },
+            console: ConsolePages { enabled: true },
             data_dir: "./data".into(),
             node: "node".into(),
             log: Log {

@@ -18,6 +18,7 @@ use api_rest::{Observed, RestApi};
 use api_soap::SoapApi;
 use audit_log::{DeliveryCursors, GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use audit_search::Archive;
+use console::Console;
 use merkle_log::Signer;
 use nonce_store::NonceStore;
 use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
@@ -186,6 +187,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let nonces = nonces_of(&config, nonces, beside_log, now)?;
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
+    let keyring = core.keys.keyring.clone();
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
     let ledger = Arc::new(RefusalLedger::new(Arc::clone(&service), first_realm.clone()));
 
@@ -235,13 +237,15 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     health.show();
     let auditing = Auditing { archive, ledger: Arc::clone(&ledger), anchored };
     let mut api = Interfaces::new(&config, &service, &log, &holders, &metrics, auditing, origin, known)?;
-    api.evidence = Some(EvidenceApi {
+    let evidence = EvidenceApi {
         audit: api.audit.clone(),
         keys: Arc::new(vault),
         now,
         room: Arc::new(Semaphore::new(BUNDLES)),
         last_check: verification,
-    });
+    };
+    api.console = config.console.enabled.then(|| Console::new(evidence.clone(), Arc::clone(&service), keyring));
+    api.evidence = Some(evidence);
     let (main, main_address) = api.listen(&config, consumers, nonces)?;
     let (management, management_address) = listen_management(&config, health)?;
     // Before anybody can know that it runs: whoever does may tell it to stop, and that must be an orderly end.
@@ -397,6 +401,7 @@ struct Auditing {
 struct Interfaces {
     rest: RestApi,
     audit: AuditApi,
+    console: Option<Console>,
     evidence: Option<EvidenceApi>,
     metrics: Arc<Metrics>,
     openapi: web::Bytes,
@@ -447,7 +452,15 @@ impl Interfaces {
             cosigned: Arc::new(anchored),
         };
         let openapi = web::Bytes::from(api_rest::openapi_json()?);
-        Ok(Self { rest, audit, evidence: None, metrics: Arc::clone(metrics), openapi, docs: config.server.docs })
+        Ok(Self {
+            rest,
+            audit,
+            console: None,
+            evidence: None,
+            metrics: Arc::clone(metrics),
+            openapi,
+            docs: config.server.docs,
+        })
     }
 
     fn listen(
@@ -474,12 +487,14 @@ impl Interfaces {
         });
         let rest = web::Data::new(RestApi { gate: gate.clone(), ..self.rest });
         let audit = AuditApi { gate, ..self.audit };
+        let console = self.console.map(web::Data::new);
         let evidence = self.evidence.map(|evidence| web::Data::new(EvidenceApi { audit: audit.clone(), ..evidence }));
         let audit = web::Data::new(audit);
         let (openapi, docs, metrics) = (self.openapi, self.docs, self.metrics);
         let mut server = HttpServer::new(move || {
             let metrics = Arc::clone(&metrics);
             let openapi = openapi.clone();
+            let console = console.clone();
             let evidence = evidence.clone();
             App::new()
                 .app_data(rest.clone())
@@ -507,6 +522,12 @@ impl Interfaces {
                 })
                 .configure(api_soap::configure)
                 .configure(|config| api_rest::configure_docs(config, openapi, docs))
+                .configure(|config| {
+                    if let Some(console) = console {
+                        config.app_data(console);
+                        console::configure(config);
+                    }
+                })
                 .default_service(web::route().to(api_rest::not_found))
         })
         .on_connect(note_certificate)

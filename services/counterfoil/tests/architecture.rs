@@ -62,6 +62,21 @@ const MAY: &[(&str, &[&str])] = &[
             "session-service",
         ],
     ),
+    // The console reads through the auditor's interface; of the service it uses what keeps its visitors' own sessions.
+    (
+        "console",
+        &[
+            "access",
+            "api-audit",
+            "api-http",
+            "audit-log",
+            "audit-search",
+            "merkle-log",
+            "sealing",
+            "session-model",
+            "session-service",
+        ],
+    ),
     ("telemetry", &[]),
     ("http-client", &[]),
     // The offline verifier shares only pure crates with the server.

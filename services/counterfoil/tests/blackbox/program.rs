@@ -90,6 +90,9 @@ impl Home {
 fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
+        // Where an answer sends to is for the test to see.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
         .timeout_global(Some(Duration::from_secs(30)))
         .build()
         .new_agent()
@@ -127,11 +130,8 @@ impl Program {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Result<Answer, ureq::Error> {
-        let base = if ["/v1", "/soap", "/openapi"].iter().any(|main| path.starts_with(main)) {
-            &self.base
-        } else {
-            &self.management
-        };
+        let main = ["/v1", "/soap", "/openapi", "/console"].iter().any(|prefix| path.starts_with(prefix));
+        let base = if main { &self.base } else { &self.management };
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{base}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
