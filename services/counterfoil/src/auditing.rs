@@ -15,6 +15,7 @@ use audit_search::{Archive, SearchError};
 use parking_lot::Mutex;
 use session_model::{Action, Actor, Detail, Outcome, Protocol, RealmName, Timestamp};
 use session_service::{Caller, Record, ServiceError, SessionService, Unavailable};
+use telemetry::Metrics;
 use tokio::time::interval;
 use tracing::{error, warn};
 
@@ -111,6 +112,12 @@ pub(crate) async fn project(archive: Archive, log: Arc<dyn LogStore>) {
             warn!(failure = &failure as &dyn std::error::Error, "the postings cannot follow the log");
         }
     }
+}
+
+/// Shows how far the postings have come, as a gauge.
+pub(crate) fn show(archive: &Archive, metrics: &Metrics) {
+    let projector = Arc::clone(archive.projector());
+    metrics.gauge("search_entries_projected", "", move || projector.status().size.0 as f64);
 }
 
 /// How often refusals become entries: one for each kind that there was, however many requests it stands for.

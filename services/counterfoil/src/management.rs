@@ -82,10 +82,10 @@ impl Health {
         let stopping = self.stopping.load(Ordering::Relaxed);
         let found_wrong = self.verification.is_wrong();
         let anchors = self.anchors.readiness();
-        let trusted = !(found_wrong && self.unready_when_wrong) && !anchors.contradicted;
+        let distrusted = anchors.contradicted || found_wrong && self.unready_when_wrong;
         Readiness {
             // A view out of reach does not count: reads fall back to the log, and writes go on.
-            ready: readable && writable && !stopping && trusted,
+            ready: readable && writable && !stopping && !distrusted,
             stopping,
             log: LogReadiness { readable, writable, size: size.0, waiting: self.service.waiting() },
             view: ViewReadiness {

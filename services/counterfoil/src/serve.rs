@@ -31,7 +31,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::anchors::{AnchorsView, Places, Running};
-use crate::auditing::{Keeper, Recorder, RefusalLedger, gather, project};
+use crate::auditing::{Keeper, Recorder, RefusalLedger, gather, project, show as show_search};
 use crate::backends::{LogNonces, OpenedView, nonces_of, open_log, open_view};
 use crate::config::{Config, LogFormat, WhenWrong};
 use crate::evidence_commands::Vault;
@@ -209,6 +209,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     sinks.show(&metrics);
     let anchored = anchors.view();
     anchored.show(&metrics);
+    show_search(&archive, &metrics);
     let verification = Verification::new();
     verification.show(&metrics);
     let clock = Arc::clone(&service);
