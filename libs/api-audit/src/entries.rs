@@ -38,8 +38,8 @@ const ACTOR: usize = 128;
     params(
         ("from" = Option<String>, Query, format = DateTime, description = "Not before this time"),
         ("to" = Option<String>, Query, format = DateTime, description = "Before this time"),
-        ("session" = Option<String>, Query, format = "uuid", description = "Of this session, or about it"),
-        ("subject" = Option<String>, Query, min_length = 1, max_length = 256, description = "Of this subject's sessions, or about it"),
+        ("session" = Option<String>, Query, format = "uuid", description = "Of this session; with action audit.read, who asked for it"),
+        ("subject" = Option<String>, Query, min_length = 1, max_length = 256, description = "Of this subject's sessions, or about it; with action audit.read, who asked for it"),
         ("actor" = Option<String>, Query, min_length = 1, max_length = 128, description = "By this credential, or node"),
         ("action" = Option<String>, Query, pattern = "^[a-z_]+\\.[a-z_]+$", description = "That record this, for instance session.ended"),
         ("outcome" = Option<OutcomeWord>, Query, description = "That ended so"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use audit_log::{LogStore, ReadError, SEGMENT, SessionFilter, StoredEntry, Term};
 use roaring::{RoaringBitmap, RoaringTreemap};
 use sealing::{DataKey, Keyring, SealError};
-use session_model::{KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId};
+use session_model::{Action, KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId};
 
 use crate::filter::EntryFilter;
 use crate::projector::{Projector, addresses, place, read};
@@ -248,8 +248,10 @@ impl Archive {
 
     /// The entries of the session, of the subject, or of both, if the filter names them.
     async fn candidates(&self, filter: &EntryFilter) -> Result<Option<RoaringTreemap>, SearchError> {
+        let readings = filter.action == Some(Action::AuditRead);
         let of_session = match filter.session {
             None => None,
+            Some(id) if readings => Some(self.under(term::reading_of_session(&filter.realm, id)).await?),
             Some(id) => {
                 let mut found = self.under(term::session(&filter.realm, id)).await?;
                 found.extend(self.log.session_places(&[id]).await?.into_iter().map(|index| index.0));
@@ -258,6 +260,7 @@ impl Archive {
         };
         let of_subject = match filter.subject {
             None => None,
+            Some(key) if readings => Some(self.under(term::reading_of_subject(&filter.realm, key)).await?),
             Some(key) => Some(self.of_subject(&filter.realm, key).await?),
         };
         Ok(match (of_session, of_subject) {

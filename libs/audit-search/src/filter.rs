@@ -13,9 +13,10 @@ pub struct EntryFilter {
     pub from: Option<Timestamp>,
     /// Before this time.
     pub to: Option<Timestamp>,
-    /// Of this session, or about it.
+    /// Of this session; with [`Action::AuditRead`], readings that asked for it.
     pub session: Option<SessionId>,
-    /// Of the sessions that are or were the subject's with this data key, or about the subject.
+    /// Of the sessions that are or were the subject's with this data key, or about the subject; with [`Action::AuditRead`], readings that
+    /// asked for it.
     pub subject: Option<KeyId>,
     /// By this actor: id of the credential, or name of the node.
     pub actor: Option<String>,

@@ -12,6 +12,8 @@ enum Kind {
     Realm,
     Session,
     Subject,
+    ReadingOfSession,
+    ReadingOfSubject,
     Actor,
     Action,
     Outcome,
@@ -23,6 +25,8 @@ impl Kind {
             Self::Realm => b"realm",
             Self::Session => b"session",
             Self::Subject => b"subject",
+            Self::ReadingOfSession => b"reading of session",
+            Self::ReadingOfSubject => b"reading of subject",
             Self::Actor => b"actor",
             Self::Action => b"action",
             Self::Outcome => b"outcome",
@@ -49,6 +53,16 @@ pub(crate) fn session(realm: &RealmName, id: SessionId) -> Term {
 
 pub(crate) fn subject(realm: &RealmName, key: KeyId) -> Term {
     term(Kind::Subject, realm, key.uuid().as_bytes())
+}
+
+/// Readings of the log that asked for a session are no part of what happened to it: they are found only where readings are asked for.
+pub(crate) fn reading_of_session(realm: &RealmName, id: SessionId) -> Term {
+    term(Kind::ReadingOfSession, realm, id.uuid().as_bytes())
+}
+
+/// The same, of a subject.
+pub(crate) fn reading_of_subject(realm: &RealmName, key: KeyId) -> Term {
+    term(Kind::ReadingOfSubject, realm, key.uuid().as_bytes())
 }
 
 pub(crate) fn actor(realm: &RealmName, id: &str) -> Term {
@@ -80,11 +94,14 @@ pub(crate) fn of_leaf(leaf: &Leaf, former: Option<KeyId>) -> Vec<Term> {
         action(realm_name, leaf.action),
         outcome(realm_name, leaf.outcome),
     ];
-    if leaf.version.is_none() {
-        let about = leaf.detail.get("session").and_then(|id| id.parse().ok());
-        terms.extend(leaf.session_id.or(about).map(|id| session(realm_name, id)));
-        let about = leaf.detail.get("subject_key").and_then(|id| id.parse::<KeyId>().ok());
-        terms.extend(leaf.data_key.into_iter().chain(about).map(|key| subject(realm_name, key)));
+    let named_session = leaf.detail.get("session").and_then(|id| id.parse().ok());
+    let named_subject = leaf.detail.get("subject_key").and_then(|id| id.parse::<KeyId>().ok());
+    if leaf.action == Action::AuditRead {
+        terms.extend(named_session.map(|id| reading_of_session(realm_name, id)));
+        terms.extend(named_subject.map(|key| reading_of_subject(realm_name, key)));
+    } else if leaf.version.is_none() {
+        terms.extend(leaf.session_id.map(|id| session(realm_name, id)));
+        terms.extend(leaf.data_key.into_iter().chain(named_subject).map(|key| subject(realm_name, key)));
     }
     terms.extend(former.filter(|former| leaf.data_key != Some(*former)).map(|former| subject(realm_name, former)));
     terms

@@ -65,7 +65,7 @@ fn made() -> impl Strategy<Value = Made> {
         makes_version: who.2 && who.1.is_some(),
         subject: who.3,
         actor: what.0,
-        action: [Action::SessionUpdated, Action::AuditRead, Action::SessionRead][what.1],
+        action: [Action::SessionUpdated, Action::SubjectHeld, Action::SessionRead][what.1],
         refused: what.2,
         origin: wher.0,
         client: wher.1,
@@ -277,7 +277,7 @@ async fn check(world: &World, asked: &Asked) {
         actor: asked.actor.map(|number| format!("actor-{number}")),
         action: asked
             .action
-            .map(|at| [Action::SessionUpdated, Action::AuditRead, Action::SessionRead, Action::KeyRevoked][at]),
+            .map(|at| [Action::SessionUpdated, Action::SubjectHeld, Action::SessionRead, Action::KeyRevoked][at]),
         outcome: asked.refused.map(|refused| if refused { Outcome::Refused } else { Outcome::Success }),
         address: asked.address.map(address),
         from: asked.from.map(at),
