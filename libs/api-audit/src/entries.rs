@@ -3,7 +3,7 @@
 use access::Permission;
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
-use api_http::{Cursor, Problem, ProblemCode, ProblemDocument, answer, query};
+use api_http::{Cursor, Problem, ProblemCode, ProblemDocument, answer, next_link, query};
 use audit_log::{ReadError, StoredEntry};
 use audit_search::{EntryFilter, Moment, Opened, Order, Personal, SearchError, Step};
 use base64::Engine;
@@ -227,13 +227,6 @@ pub fn cursor_entry(cursor: Option<String>) -> Result<Option<LeafIndex>, Problem
             Err(Problem::malformed("#query/cursor", "is not a cursor of this list"))
         }
     }
-}
-
-/// The same query, from the next cursor on.
-fn next_link(request: &HttpRequest, cursor: &str) -> String {
-    let kept = request.query_string().split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("cursor="));
-    let kept: String = kept.map(|pair| format!("{pair}&")).collect();
-    format!("<{}?{kept}cursor={cursor}>; rel=\"next\"", request.path())
 }
 
 fn page_limit(given: Option<String>) -> Result<usize, Problem> {

@@ -17,4 +17,6 @@ pub use body::{BadField, Fields, read_body};
 pub use cursor::Cursor;
 pub use observed::{Observed, Observer};
 pub use problem::{Problem, ProblemCode, ProblemDocument, ProblemField, SoapFault, answer};
-pub use request::{ClientCertificate, Gate, GateKeeper, RefusedRequest, Request, Trace, caller, has_bearer, query};
+pub use request::{
+    ClientCertificate, Gate, GateKeeper, RefusedRequest, Request, Trace, caller, has_bearer, next_link, query,
+};

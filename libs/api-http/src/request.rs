@@ -322,6 +322,13 @@ pub fn query<const N: usize>(request: &HttpRequest, names: [&str; N]) -> Result<
     Ok(found)
 }
 
+/// The `Link` header to the next page: the same query, from the next cursor on (RFC 8288).
+pub fn next_link(request: &HttpRequest, cursor: &str) -> String {
+    let kept = request.query_string().split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("cursor="));
+    let kept: String = kept.map(|pair| format!("{pair}&")).collect();
+    format!("<{}?{kept}cursor={cursor}>; rel=\"next\"", request.path())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

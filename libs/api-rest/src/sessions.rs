@@ -5,7 +5,9 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use api_http::rules::{self, METHODS, SUBJECT, USER_AGENT};
-use api_http::{BadField, Cursor, Fields, Problem, ProblemCode, ProblemDocument, Request, answer, query, read_body};
+use api_http::{
+    BadField, Cursor, Fields, Problem, ProblemCode, ProblemDocument, Request, answer, next_link, query, read_body,
+};
 use serde::Deserialize;
 use session_model::{
     Attributes, Client, EndReason, Kind, LeafIndex, Limits, MergePatch, RealmName, Seconds, Session, SessionId,
@@ -691,13 +693,6 @@ pub(crate) async fn list(api: web::Data<RestApi>, request: HttpRequest) -> HttpR
         Ok(response.content_type("application/json").insert_header((header::CACHE_CONTROL, "no-store")).body(body))
     };
     answer(&request, outcome.await)
-}
-
-/// The same query, from the next cursor on.
-fn next_link(request: &HttpRequest, cursor: &str) -> String {
-    let kept = request.query_string().split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("cursor="));
-    let kept: String = kept.map(|pair| format!("{pair}&")).collect();
-    format!("<{}?{kept}cursor={cursor}>; rel=\"next\"", request.path())
 }
 
 /// Ends every session of a subject: log out everywhere.
