@@ -4,16 +4,19 @@
 //! * [`DataKey`] seals one subject's personal data and commits to it; destroying the key erases the data (DESIGN, section 5).
 //! * [`Keyring`] holds the key-encryption key and what is derived from it.
 //! * [`LogKey`] signs checkpoints; [`VerifierKey`] verifies them. [`CosignerKey`] and [`CosignerVerifier`] are a witness's.
+//! * [`ClusterKey`] and [`FrameKey`] seal what nodes send each other.
 //! * [`Ids`] makes identifiers and secrets.
 //!
 //! Keys come in as bytes and go out wrapped: this crate opens no file.
 
+mod cluster;
 mod cosigner;
 mod data_key;
 mod ids;
 mod keyring;
 mod log_key;
 
+pub use cluster::{ClusterKey, FRAME_TAG, FrameKey};
 pub use cosigner::{CosignerKey, CosignerVerifier};
 pub use data_key::{DataKey, Sealed};
 pub use ids::{Ids, token_digest};

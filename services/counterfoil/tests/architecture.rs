@@ -15,6 +15,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-export", &["session-model"]),
     ("witness", &["merkle-log", "sealing", "session-model"]),
     // Ports.
+    ("cluster", &["sealing", "session-model"]),
     ("audit-log", &["merkle-log", "session-model"]),
     ("session-view", &["session-model"]),
     ("nonce-store", &["session-model"]),

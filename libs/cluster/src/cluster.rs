@@ -1,0 +1,473 @@
+//! A node's place in a cluster: beats, frames in and out, pages of a view for who comes late.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use sealing::{ClusterKey, SealError};
+use session_model::TreeSize;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{debug, info, warn};
+
+use crate::frame::{Frames, OVERHEAD, Rejections};
+use crate::membership::Membership;
+use crate::{
+    Answer, Ask, Audience, Beat, Capabilities, Change, Commit, Heard, Incarnation, Member, Message, Presence, Received,
+    Record, Rejected, SendError, Transport,
+};
+
+/// How a node takes part.
+#[derive(Clone)]
+pub struct ClusterConfig {
+    /// Its name, as it stands in entries.
+    pub node: String,
+    /// Version of its program, for people.
+    pub program: String,
+    /// This life of its process: random.
+    pub incarnation: Incarnation,
+    /// The first seals, each opens.
+    pub keys: Vec<ClusterKey>,
+    /// Between two beats. Default 250 ms.
+    pub beat: Duration,
+    /// After this silence a node is not counted on. Default 2 s.
+    pub lease: Duration,
+}
+
+/// What a node says of itself with each beat.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    /// Size of the log when it last asked.
+    pub size: TreeSize,
+    /// How much of it its view reflects.
+    pub reflects: TreeSize,
+    /// How long ago it asked; `None` if it never could.
+    pub log_age: Option<Duration>,
+}
+
+/// A page of what a view holds.
+#[derive(Debug)]
+pub struct Page {
+    /// States, in any order.
+    pub records: Vec<Record>,
+    /// How much of the log the view reflected before the first of them was read.
+    pub reflects: TreeSize,
+    /// Where the next page begins, if there is one.
+    pub next: Option<u64>,
+}
+
+/// The node that takes part: what it is asked, and told.
+#[async_trait]
+pub trait Host: Send + Sync + 'static {
+    /// What it says of itself.
+    fn standing(&self) -> Standing;
+
+    /// Another node committed something. Told in the order of arrival, one after the other, which need not be that of the log.
+    async fn committed(&self, commit: Commit);
+
+    /// A peer proves that the log was no longer than this at that time.
+    fn heard(&self, heard: Heard);
+
+    /// Something may have been missed: look at the log.
+    fn missed(&self);
+
+    /// What its view holds, from a position on (0 is the beginning), about so many bytes. `None` if it has no view of its own, or not
+    /// all of it.
+    async fn page(&self, from: u64, bytes: usize) -> Option<Page>;
+}
+
+/// What became of frames since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Frames handed to the transport.
+    pub sent: u64,
+    /// Frames that it did not take.
+    pub unsent: u64,
+    /// Frames opened.
+    pub received: u64,
+    /// Frames dropped because this node was too slow.
+    pub overrun: u64,
+    /// Frames passed over, for each reason.
+    pub rejected: Vec<(Rejected, u64)>,
+}
+
+/// A node's place in its cluster. Dropping it ends its tasks without a word to the others; [`Cluster::leave`] is the polite way.
+pub struct Cluster {
+    shared: Arc<Shared>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    config: ClusterConfig,
+    transport: Arc<dyn Transport>,
+    host: Arc<dyn Host>,
+    frames: Frames,
+    members: Mutex<Membership>,
+    rejections: Rejections,
+    sent: AtomicU64,
+    unsent: AtomicU64,
+    received: AtomicU64,
+    overrun: AtomicU64,
+    leaving: AtomicBool,
+    questions: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
+    question: AtomicU64,
+    /// Pages are read one at a time, so that those who come late do not slow down those who are there.
+    serving: Arc<Semaphore>,
+    /// Questions that may wait for it.
+    asked: Arc<Semaphore>,
+}
+
+/// Commits that may wait to be applied. Beyond them they are read from the log.
+const WAITING: usize = 8_192;
+/// Bytes of a page that is asked for at first, and that is answered at most. Where one is lost a smaller one is asked for: in the end a
+/// page of one frame, which gets through any weather that anything gets through.
+const PAGE: u32 = 1 << 20;
+const SMALLEST_PAGE: u32 = 1 << 10;
+/// How long the next part of an answer may take.
+const PART: Duration = Duration::from_millis(250);
+/// Questions that may wait for an answer of this node: beyond them they are passed over, and asked again.
+const ASKED: usize = 64;
+/// How often a page is asked for.
+const TRIES: usize = 16;
+
+impl Cluster {
+    /// Takes part.
+    ///
+    /// # Errors
+    /// [`SealError`] if there is no key, or it cannot be used.
+    pub fn start(
+        transport: Arc<dyn Transport>,
+        config: ClusterConfig,
+        host: Arc<dyn Host>,
+    ) -> Result<Arc<Self>, SealError> {
+        let frames = Frames::new(config.incarnation, config.keys.clone())?;
+        let members = Mutex::new(Membership::new(config.node.clone(), config.lease));
+        let shared = Arc::new(Shared {
+            frames,
+            members,
+            transport,
+            host,
+            config,
+            rejections: Rejections::default(),
+            sent: AtomicU64::new(0),
+            unsent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            overrun: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+            questions: Mutex::default(),
+            question: AtomicU64::new(0),
+            serving: Arc::new(Semaphore::new(1)),
+            asked: Arc::new(Semaphore::new(ASKED)),
+        });
+        let (apply, to_apply) = mpsc::channel(WAITING);
+        let tasks = vec![
+            tokio::spawn(Arc::clone(&shared).receive(apply)),
+            tokio::spawn(hand_over(Arc::clone(&shared.host), to_apply)),
+            tokio::spawn(Arc::clone(&shared).beats()),
+        ];
+        Ok(Arc::new(Self { shared, tasks }))
+    }
+
+    /// Tells everybody of a commit. Never waits.
+    pub fn publish(&self, commit: Commit) {
+        let max = self.shared.max_message();
+        for part in commit.cut(max) {
+            self.shared.send(Audience::Everybody, &Message::Commit(part));
+        }
+    }
+
+    /// What the transport can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.shared.transport.capabilities()
+    }
+
+    /// This life of the node.
+    pub fn incarnation(&self) -> Incarnation {
+        self.shared.config.incarnation
+    }
+
+    /// The other nodes, as this one sees them.
+    pub fn members(&self) -> Vec<Member> {
+        self.shared.members.lock().members()
+    }
+
+    /// What became of frames.
+    pub fn traffic(&self) -> Traffic {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let shared = &self.shared;
+        Traffic {
+            sent: read(&shared.sent),
+            unsent: read(&shared.unsent),
+            received: read(&shared.received),
+            overrun: read(&shared.overrun),
+            rejected: shared.rejections.all(),
+        }
+    }
+
+    /// The transport's own words on its state, one line each.
+    pub fn describe(&self) -> Vec<String> {
+        self.shared.transport.describe()
+    }
+
+    /// The ids of the keys in use, the one that seals first.
+    pub fn key_ids(&self) -> Vec<[u8; 4]> {
+        self.shared.frames.key_ids()
+    }
+
+    /// Takes other keys from now on: the first seals, each opens.
+    ///
+    /// # Errors
+    /// [`SealError`]; then the keys stay what they were.
+    pub fn rekey(&self, keys: Vec<ClusterKey>) -> Result<(), SealError> {
+        self.shared.frames.rekey(keys)
+    }
+
+    /// Copies what the view of a peer holds, page by page, from the peer that reflects most. Answers how much of the log the copy
+    /// reflects; `None` if nobody could give one whole: then the log is there to be read. What was taken until then is no less true.
+    pub async fn snapshot<F, Fut>(&self, mut take: F) -> Option<TreeSize>
+    where
+        F: FnMut(Vec<Record>) -> Fut + Send,
+        Fut: Future<Output = ()> + Send,
+    {
+        if !self.capabilities().addressed {
+            return None;
+        }
+        let mut peers: Vec<Member> =
+            self.members().into_iter().filter(|member| member.presence == Presence::Up).collect();
+        peers.sort_by_key(|member| std::cmp::Reverse(member.reflects));
+        for peer in peers {
+            if let Some(reflects) = self.snapshot_of(peer.incarnation, &mut take).await {
+                info!(peer = peer.node, %reflects, "copied the view of a peer");
+                return Some(reflects);
+            }
+        }
+        None
+    }
+
+    async fn snapshot_of<F, Fut>(&self, peer: Incarnation, take: &mut F) -> Option<TreeSize>
+    where
+        F: FnMut(Vec<Record>) -> Fut + Send,
+        Fut: Future<Output = ()> + Send,
+    {
+        let (mut from, mut bytes, mut reflects) = (0, PAGE, None);
+        loop {
+            let page = self.page_of(peer, from, &mut bytes).await?;
+            reflects = Some(reflects.map_or(page.reflects, |least: TreeSize| least.min(page.reflects)));
+            take(page.records).await;
+            match page.next {
+                // Positions only rise: a peer cannot keep us here for ever.
+                Some(next) if next > from => from = next,
+                Some(_) => return None,
+                None => return reflects,
+            }
+        }
+    }
+
+    /// One page, whole; asked for again, and smaller, where a part of it is lost.
+    async fn page_of(&self, peer: Incarnation, from: u64, bytes: &mut u32) -> Option<Page> {
+        for _ in 0..TRIES {
+            let question = self.shared.question.fetch_add(1, Ordering::Relaxed);
+            let (sender, mut answers) = mpsc::channel(4_096);
+            self.shared.questions.lock().insert(question, sender);
+            let asked = Message::Ask(Ask { question, from, bytes: *bytes });
+            let page = if self.shared.send(Audience::One(peer), &asked) { gather(&mut answers).await } else { None };
+            self.shared.questions.lock().remove(&question);
+            if page.is_some() {
+                *bytes = (*bytes * 2).min(PAGE);
+                return page;
+            }
+            if !self.members().iter().any(|member| member.incarnation == peer && member.presence == Presence::Up) {
+                return None;
+            }
+            *bytes = (*bytes / 4).max(SMALLEST_PAGE);
+        }
+        None
+    }
+
+    /// Tells the others that this node goes, and lets go of the transport.
+    pub async fn leave(&self) {
+        self.shared.leaving.store(true, Ordering::Relaxed);
+        self.shared.send_beat();
+        self.shared.transport.close().await;
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cluster({} over {})", self.shared.config.node, self.capabilities().name)
+    }
+}
+
+/// Puts the parts of an answer together; `None` if one is missing.
+async fn gather(answers: &mut mpsc::Receiver<Answer>) -> Option<Page> {
+    let mut had: Vec<bool> = Vec::new();
+    let mut page = Page { records: Vec::new(), reflects: TreeSize(0), next: None };
+    loop {
+        let Answer { part, parts, reflects, next, records, .. } = timeout(PART, answers.recv()).await.ok()??;
+        had.resize(usize::from(parts), false);
+        let new = had.get_mut(usize::from(part)).map(|had| !std::mem::replace(had, true));
+        if new == Some(true) {
+            page.records.extend(records);
+            (page.reflects, page.next) = (reflects, next);
+        }
+        if had.iter().all(|had| *had) {
+            return Some(page);
+        }
+    }
+}
+
+/// Gives commits to the host, one after the other, apart from the receiving of frames: a view that is slow must not keep beats
+/// from being heard.
+async fn hand_over(host: Arc<dyn Host>, mut commits: mpsc::Receiver<Commit>) {
+    while let Some(commit) = commits.recv().await {
+        host.committed(commit).await;
+    }
+}
+
+impl Shared {
+    fn max_message(&self) -> usize {
+        self.transport.capabilities().max_frame.saturating_sub(OVERHEAD)
+    }
+
+    /// Whether the transport took it.
+    fn send(&self, to: Audience, message: &Message) -> bool {
+        let sent = self
+            .frames
+            .seal(&message.encode())
+            .map_err(|failure| SendError::Unavailable(Some(failure.into())))
+            .and_then(|frame| self.transport.send(to, &frame));
+        match sent {
+            Ok(()) => {
+                self.sent.fetch_add(1, Ordering::Relaxed);
+                true
+            }
+            Err(failure) => {
+                self.unsent.fetch_add(1, Ordering::Relaxed);
+                debug!(failure = &failure as &dyn std::error::Error, "a frame was not sent");
+                false
+            }
+        }
+    }
+
+    fn send_beat(&self) {
+        let Standing { size, reflects, log_age } = self.host.standing();
+        let (number, heard) = self.members.lock().beat(Instant::now());
+        // A millisecond more than it is, never less: others reckon with it.
+        let age = log_age.map_or(u32::MAX, |age| u32::try_from(age.as_millis() + 1).unwrap_or(u32::MAX));
+        self.send(
+            Audience::Everybody,
+            &Message::Beat(Beat {
+                node: self.config.node.clone(),
+                program: self.config.program.clone(),
+                number,
+                size,
+                reflects,
+                log_age_ms: age,
+                leaving: self.leaving.load(Ordering::Relaxed),
+                heard,
+            }),
+        );
+    }
+
+    async fn beats(self: Arc<Self>) {
+        let mut ticks = interval(self.config.beat);
+        // After a pause of the process one beat says as much as many.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let changes = self.members.lock().tick(Instant::now());
+            self.tell(&changes);
+            self.send_beat();
+        }
+    }
+
+    async fn receive(self: Arc<Self>, apply: mpsc::Sender<Commit>) {
+        while let Some(received) = self.transport.receive().await {
+            match received {
+                Received::Frame(frame) => self.take(&frame, &apply),
+                Received::Lost => self.host.missed(),
+                Received::Departed(who) => {
+                    let changes = self.members.lock().departed(who);
+                    self.tell(&changes);
+                }
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>, frame: &[u8], apply: &mpsc::Sender<Commit>) {
+        let now = Instant::now();
+        let (from, message) = match self.frames.open(frame, now) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return,
+            Err(why) => return self.rejections.count(why),
+        };
+        self.received.fetch_add(1, Ordering::Relaxed);
+        match Message::decode(&message) {
+            Ok(Message::Commit(commit)) => match apply.try_send(commit) {
+                Ok(()) => {}
+                Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {
+                    self.overrun.fetch_add(1, Ordering::Relaxed);
+                    self.host.missed();
+                }
+            },
+            Ok(Message::Beat(beat)) => {
+                let (changes, heard) = self.members.lock().hear(self.config.incarnation, from, &beat, now);
+                self.tell(&changes);
+                if let Some(heard) = heard {
+                    self.host.heard(heard);
+                }
+            }
+            Ok(Message::Ask(ask)) => self.answer(from, ask),
+            Ok(Message::Answer(answer)) => {
+                let asked = self.questions.lock().get(&answer.question).cloned();
+                if let Some(asked) = asked {
+                    // If it runs over, the page is asked for again.
+                    let _asked_again = asked.try_send(answer);
+                }
+            }
+            // From a newer program: nothing that this one needs.
+            Ok(Message::Unknown(kind)) => debug!(kind, %from, "a message of an unknown kind"),
+            Err(_) => self.rejections.count(Rejected::Undecodable),
+        }
+    }
+
+    fn answer(self: &Arc<Self>, who: Incarnation, ask: Ask) {
+        let Ok(asked) = Arc::clone(&self.asked).try_acquire_owned() else { return };
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            let _asked = asked;
+            let Ok(_serving) = shared.serving.acquire().await else { return };
+            let Some(page) = shared.host.page(ask.from, ask.bytes.min(PAGE) as usize).await else { return };
+            let Page { records, reflects, next } = page;
+            for part in Answer::cut(ask.question, reflects, next, records, shared.max_message()) {
+                shared.send(Audience::One(who), &Message::Answer(part));
+                // Beats and commits of this node go out in between.
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
+    fn tell(&self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Up(node) => info!(node, "a node is up"),
+                Change::Down(node, presence) => warn!(node, presence = presence.name(), "a node is down"),
+                Change::NameTaken(node) => {
+                    warn!(node, "two processes have this name: each node needs its own");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What makes several nodes on one log a cluster.
+//!
+//! After each commit a node tells the others what it committed; they apply it by one rule, in any order, and go to the log
+//! for whatever they miss. So a [`Transport`] may lose, repeat and reorder: nothing that has to be right depends on it. What
+//! it brings is time: a change is on every node within milliseconds rather than at their next look at the log.
+//!
+//! [`Cluster`] is the runtime: it seals and numbers frames, beats, knows the members, and serves pages of its view to nodes that
+//! come late. A transport only carries bytes. Start with [`Transport`], then [`Cluster`].
+
+mod cluster;
+#[cfg(feature = "test-util")]
+pub mod conformance;
+mod frame;
+#[cfg(feature = "test-util")]
+pub mod in_process;
+mod membership;
+mod message;
+mod transport;
+
+pub use cluster::{Cluster, ClusterConfig, Host, Page, Standing, Traffic};
+pub use frame::Rejected;
+pub use membership::{Change, Heard, Member, Presence};
+pub use message::{Answer, Ask, Beat, Commit, Message, Record, Undecodable, ViewIdentity};
+pub use transport::{Audience, Capabilities, Incarnation, Received, SendError, Transport};
