@@ -10,7 +10,7 @@ use session_model::{LeafIndex, Session, SessionId, TreeSize, apply};
 use session_view::{ViewError, Viewed};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use crate::replay::{Opened, ReplayError};
@@ -45,6 +45,8 @@ pub struct Follower {
 
 /// How often the log is asked whether somebody else has appended.
 const POLL: Duration = Duration::from_millis(250);
+/// How long what a peer sent may be on its way before it is read from the log instead.
+const UNDER_WAY: Duration = Duration::from_millis(10);
 /// Entries replayed in one go: a few MB.
 const RUN: usize = 4_096;
 
@@ -96,6 +98,8 @@ impl std::fmt::Debug for Follower {
 
 async fn follow(service: Arc<SessionService>, status: Arc<Mutex<FollowerStatus>>, mut stopped: watch::Receiver<bool>) {
     let started = Instant::now();
+    service.recognise_view().await;
+    service.copy_from_peer().await;
     // A shared view may reflect much of the log already.
     if let Ok(reflected) = service.view.reflects().await {
         service.progress.applied(LeafIndex(0), reflected);
@@ -103,12 +107,16 @@ async fn follow(service: Arc<SessionService>, status: Arc<Mutex<FollowerStatus>>
     // What the view was last told that it reflects; less than that, and it has lost what it held.
     let mut told = TreeSize(0);
     loop {
-        if let Ok(reflects) = service.view.reflects().await
-            && reflects < told
-        {
-            info!(%reflects, "the view has lost what it held: applying the log again");
-            service.progress.lost(reflects);
-            told = reflects;
+        service.recognise_view().await;
+        if let Ok(reflects) = service.view.reflects().await {
+            if reflects < told {
+                info!(%reflects, "the view has lost what it held: applying the log again");
+                service.progress.lost(reflects);
+                told = reflects;
+            } else if service.shared_view.lock().is_some() {
+                // Others apply to it too: what they have, this process need not apply again.
+                service.progress.applied(LeafIndex(0), reflects);
+            }
         }
         match catch_up(&service, &status, started, &mut told).await {
             Ok(()) => {
@@ -125,12 +133,23 @@ async fn follow(service: Arc<SessionService>, status: Arc<Mutex<FollowerStatus>>
             }
             Err(failure) => warn!(failure = &failure as &dyn std::error::Error, "the view could not follow the log"),
         }
-        tokio::select! {
-            _ = stopped.changed() => return,
-            _ = timeout(POLL, service.progress.behind.notified()) => {}
-        }
-        if *stopped.borrow() {
-            return;
+        let next_look = Instant::now() + POLL;
+        loop {
+            let woken = tokio::select! {
+                _ = stopped.changed() => return,
+                woken = timeout_at(next_look, service.progress.behind.notified()) => woken.is_ok(),
+            };
+            if *stopped.borrow() {
+                return;
+            }
+            if !woken || service.cluster().is_none() {
+                break;
+            }
+            // Most often it is only that what peers send has overtaken one another.
+            sleep(UNDER_WAY).await;
+            if service.progress.lags() {
+                break;
+            }
         }
     }
 }
@@ -142,9 +161,11 @@ async fn catch_up(
     started: Instant,
     told: &mut TreeSize,
 ) -> Result<(), FollowError> {
+    let asked = Instant::now();
     let size = service.log.head().await?.size();
-    service.contact.made();
+    service.contact.answered(asked);
     service.progress.saw(size);
+    service.progress.knows(asked, size);
     let rebuilding = status.lock().rebuild == RebuildState::Running;
     let mut next: Option<Result<Vec<StoredBatch>, ReadError>> = None;
     loop {

@@ -19,8 +19,10 @@ mod follower;
 mod idempotency;
 mod lookup;
 mod pipeline;
+mod progress;
 mod reaper;
 mod replay;
+mod replication;
 mod service;
 mod turnstile;
 

@@ -28,11 +28,19 @@ impl SessionService {
         {
             return self.state_from_log(id).await;
         }
-        if self.config.max_staleness.is_some_and(|bound| self.contact.age() > bound) {
-            // Nothing was heard of the log for too long: what this process holds may have ended elsewhere.
+        let trusted = match self.progress.staleness() {
+            // Never whole since the start: it may show a session whose end it has not come to yet.
+            None => false,
+            // Not known to be whole for too long: what it holds may have ended elsewhere.
+            Some(staleness) => self.config.max_staleness.is_none_or(|bound| staleness <= bound),
+        };
+        if !trusted {
             return self.state_from_log(id).await;
         }
-        if let Some(viewed) = self.view.peek(id) {
+        // What lies in front of a shared view may not have heard yet what is in it.
+        if min_index.is_none()
+            && let Some(viewed) = self.view.peek(id)
+        {
             return Ok(Some(viewed));
         }
         match self.view.get(id).await {

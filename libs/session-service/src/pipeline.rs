@@ -1,13 +1,15 @@
 //! What happens to an entry after it is durable: applied to the view, then answered.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use audit_log::{CommitSink, Committed, LogHead, NotDone, Place};
-use session_model::{Event, Head, KeyId, LeafIndex, Recorded, Session, Timestamp, TreeSize, apply};
+use session_model::{Event, Head, KeyId, Recorded, Session, Timestamp, apply};
 use session_view::SessionView;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
+
+use crate::progress::Progress;
+use crate::replication::Told;
 
 /// Goes with an entry from submission to answer.
 pub(crate) struct Ticket {
@@ -33,51 +35,11 @@ pub(crate) struct Done {
     pub(crate) session: Option<Arc<Session>>,
 }
 
-/// Which part of the log the view is known to reflect.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    reflected: AtomicU64,
-    size: AtomicU64,
-    /// Rung when the log is known to be longer than the view reflects.
-    pub(crate) behind: Notify,
-}
-
-impl Progress {
-    /// Every entry below this size has been applied to the view.
-    pub(crate) fn reflected(&self) -> TreeSize {
-        TreeSize(self.reflected.load(Ordering::Acquire))
-    }
-
-    /// The log is at least this long.
-    pub(crate) fn size(&self) -> TreeSize {
-        TreeSize(self.size.load(Ordering::Acquire))
-    }
-
-    /// Entries `first..end` have been applied. Counts only where it joins what was applied before.
-    pub(crate) fn applied(&self, first: LeafIndex, end: TreeSize) {
-        let joins = |reflected: u64| (first.0 <= reflected && reflected < end.0).then_some(end.0);
-        if self.reflected.fetch_update(Ordering::AcqRel, Ordering::Acquire, joins).is_err()
-            && self.reflected().0 < first.0
-        {
-            self.behind.notify_one();
-        }
-    }
-
-    /// The view has lost something: from here on it has to be applied again.
-    pub(crate) fn lost(&self, from: TreeSize) {
-        self.reflected.fetch_min(from.0, Ordering::AcqRel);
-        self.behind.notify_one();
-    }
-
-    pub(crate) fn saw(&self, size: TreeSize) {
-        self.size.fetch_max(size.0, Ordering::AcqRel);
-    }
-}
-
 /// Takes what was committed to the view, then to whoever waits.
 pub(crate) struct Pipeline {
     view: Arc<dyn SessionView>,
     pub(crate) progress: Arc<Progress>,
+    outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
     observe: Box<dyn Fn(Timestamp) + Send + Sync>,
 }
 
@@ -85,9 +47,10 @@ impl Pipeline {
     pub(crate) fn new(
         view: Arc<dyn SessionView>,
         progress: Arc<Progress>,
+        outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
         observe: impl Fn(Timestamp) + Send + Sync + 'static,
     ) -> Self {
-        Self { view, progress, observe: Box::new(observe) }
+        Self { view, progress, outbox, observe: Box::new(observe) }
     }
 }
 
@@ -104,7 +67,13 @@ impl CommitSink for Pipeline {
             answers.push((ticket.reply, Done { place, session }));
         }
         match self.view.apply(&states).await {
-            Ok(_applied) => self.progress.applied(first.index, first.tree_size),
+            Ok(_applied) => {
+                self.progress.applied(first.index, first.tree_size);
+                if let Some(outbox) = self.outbox.get() {
+                    // Never waits: what is not told is read from the log.
+                    let _not_told = outbox.try_send(Told { first: first.index, end: first.tree_size, states });
+                }
+            }
             Err(failure) => {
                 // It has happened all the same: the follower brings the view up to date when it can.
                 warn!(failure = &failure as &dyn std::error::Error, "the view could not be told of a commit");

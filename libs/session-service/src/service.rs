@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use ::cluster::Cluster;
 use audit_log::{
     Claims, Credential, CredentialChange, GroupCommit, GroupCommitConfig, LogIdentity, LogStore, Place, Refusal, Seat,
     Sequencer, SessionChange, SessionFilter,
@@ -22,6 +23,7 @@ use session_model::{
     Version, decide, expiry,
 };
 use session_view::{SessionView, Viewed};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -31,8 +33,10 @@ use crate::data_keys::DataKeys;
 use crate::error::{ServiceError, Unavailable};
 use crate::failures::{internal, of, of_key, of_read};
 use crate::idempotency::Entered;
-use crate::pipeline::{Pipeline, Progress};
+use crate::pipeline::Pipeline;
+use crate::progress::Progress;
 use crate::replay::Replay;
+use crate::replication::{SharedView, Told};
 use crate::turnstile::Turnstile;
 
 /// What a service is made of.
@@ -58,8 +62,8 @@ pub struct ServiceConfig {
     pub realms: HashMap<RealmName, Policy>,
     /// How long a change may take before it is answered with 503. Default 5 s.
     pub deadline: Duration,
-    /// How old knowledge of the log may be before the view of this process alone is not trusted any more; `None` where the
-    /// view is shared, or nobody else writes the log.
+    /// How long ago the view of this process alone may last have reflected the whole log for certain, before it is not trusted any
+    /// more; `None` where the view is shared, or nobody else writes the log.
     pub max_staleness: Option<Duration>,
     /// The group commit.
     pub group_commit: GroupCommitConfig,
@@ -229,6 +233,9 @@ pub struct SessionService {
     pub(crate) turnstile: Arc<Turnstile>,
     pub(crate) in_flight: Mutex<HashSet<Digest>>,
     pub(crate) marks: Mutex<hashbrown::HashMap<SessionId, Timestamp>>,
+    pub(crate) cluster: OnceLock<Arc<Cluster>>,
+    pub(crate) outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
+    pub(crate) shared_view: SharedView,
 }
 
 /// When the log was last heard of.
@@ -236,16 +243,31 @@ pub struct SessionService {
 pub(crate) struct Contact {
     start: Instant,
     micros: AtomicI64,
+    /// When it was asked for its size the last time that it answered; negative if it never did.
+    asked: AtomicI64,
 }
 
 impl Contact {
     fn new() -> Self {
-        Self { start: Instant::now(), micros: AtomicI64::new(0) }
+        Self { start: Instant::now(), micros: AtomicI64::new(0), asked: AtomicI64::new(-1) }
     }
 
     pub(crate) fn made(&self) {
         let since = i64::try_from(self.start.elapsed().as_micros()).unwrap_or(i64::MAX);
         self.micros.store(since, Ordering::Relaxed);
+    }
+
+    /// It answered how long it is, having been asked at this time.
+    pub(crate) fn answered(&self, asked: Instant) {
+        self.made();
+        let since = asked.saturating_duration_since(self.start).as_micros();
+        self.asked.store(i64::try_from(since).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long ago it was asked, the last time that it answered.
+    pub(crate) fn asked(&self) -> Option<Duration> {
+        let then = u64::try_from(self.asked.load(Ordering::Relaxed)).ok()?;
+        Some(self.start.elapsed().saturating_sub(Duration::from_micros(then)))
     }
 
     pub(crate) fn age(&self) -> Duration {
@@ -265,7 +287,9 @@ impl SessionService {
     pub fn start(parts: Parts, config: ServiceConfig) -> Arc<Self> {
         let progress = Arc::new(Progress::default());
         let clock = Arc::clone(&parts.clock);
-        let pipeline = Pipeline::new(Arc::clone(&parts.view), Arc::clone(&progress), move |time| clock.observe(time));
+        let outbox = Arc::new(OnceLock::new());
+        let (view, told) = (Arc::clone(&parts.view), Arc::clone(&outbox));
+        let pipeline = Pipeline::new(view, Arc::clone(&progress), told, move |time| clock.observe(time));
         let commit = GroupCommit::start(
             Arc::clone(&parts.log),
             Sequencer::new(parts.identity),
@@ -286,6 +310,9 @@ impl SessionService {
             turnstile: Arc::default(),
             in_flight: Mutex::default(),
             marks: Mutex::default(),
+            cluster: OnceLock::new(),
+            outbox,
+            shared_view: Arc::default(),
         })
     }
 

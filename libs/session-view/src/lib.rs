@@ -113,6 +113,29 @@ pub trait SessionView: Send + Sync + 'static {
 
     /// How it is doing.
     fn status(&self) -> ViewStatus;
+
+    /// Which view this is, if other processes use it too: the same for all that have the same one, and for no others. Asked again now
+    /// and then, since what keeps it may be replaced.
+    async fn identity(&self) -> Result<Option<[u8; 16]>, ViewError> {
+        Ok(None)
+    }
+
+    /// Active sessions that this process holds, from a position on, for a node that comes late to copy: 0 is the beginning, and about
+    /// `bytes` of them are enough. `None` where this process does not hold them all. One that is changed meanwhile is in it as it was
+    /// at some moment since the call.
+    fn export(&self, from: u64, bytes: usize) -> Option<Exported> {
+        let _holds_none = (from, bytes);
+        None
+    }
+}
+
+/// Part of what a view holds.
+#[derive(Debug, Clone)]
+pub struct Exported {
+    /// The sessions, in any order.
+    pub sessions: Vec<Arc<Session>>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<u64>,
 }
 
 /// Seconds for which a tombstone is kept at least: twelve times the hardest deadline of an append, so that no state read

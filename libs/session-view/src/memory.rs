@@ -16,7 +16,9 @@ use parking_lot::RwLock;
 use session_model::{LeafIndex, Session, SessionId, Timestamp, Tombstone, TreeSize};
 use tokio::time::Instant;
 
-use crate::{Applied, RETAIN_ENDED_S, SessionView, ViewError, ViewStatus, Viewed, session_bytes, tombstone_bytes};
+use crate::{
+    Applied, Exported, RETAIN_ENDED_S, SessionView, ViewError, ViewStatus, Viewed, session_bytes, tombstone_bytes,
+};
 
 /// How much memory sessions may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -422,5 +424,27 @@ impl SessionView for MemoryView {
             bytes: self.bytes.load(Relaxed),
             budget: (self.budget.bytes != usize::MAX).then_some(self.budget.bytes),
         }
+    }
+
+    /// A position is the number of a shard.
+    fn export(&self, from: u64, bytes: usize) -> Option<Exported> {
+        if self.budget.beyond == BeyondBudget::Evict && self.budget.bytes < usize::MAX {
+            // What was dropped would be missing, and nobody would know its deadline.
+            return None;
+        }
+        let (mut sessions, mut taken, mut at) = (Vec::new(), 0, usize::try_from(from).ok()?);
+        while let Some(shard) = self.shards.get(at) {
+            if taken >= bytes {
+                return Some(Exported { sessions, next: Some(at as u64) });
+            }
+            for entry in shard.read().table.iter() {
+                if let Slot::Active { session, .. } = &entry.slot {
+                    taken += session_bytes(session);
+                    sessions.push(Arc::clone(session));
+                }
+            }
+            at += 1;
+        }
+        Some(Exported { sessions, next: None })
     }
 }

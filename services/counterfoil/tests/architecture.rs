@@ -30,7 +30,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
     ("anchors", &["audit-log", "http-client", "merkle-log", "sealing", "session-model"]),
     // The service and who may ask it.
-    ("session-service", &["audit-log", "merkle-log", "sealing", "session-model", "session-view"]),
+    ("session-service", &["audit-log", "cluster", "merkle-log", "sealing", "session-model", "session-view"]),
     ("access", &["audit-log", "sealing", "session-model"]),
     // Mouths.
     ("api-http", &["access", "sealing", "session-model", "session-service"]),

@@ -1,0 +1,187 @@
+//! Telling other nodes what this one committed, and taking in what they did.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cluster::{Cluster, Commit, Heard, Host, Page, Record, Standing, ViewIdentity};
+use session_model::{LeafIndex, Session, TreeSize};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use crate::service::SessionService;
+
+/// A commit that is to be told: which entries, and the sessions as they left them.
+pub(crate) struct Told {
+    pub(crate) first: LeafIndex,
+    pub(crate) end: TreeSize,
+    pub(crate) states: Vec<Arc<Session>>,
+}
+
+/// Commits that wait to be told. Beyond them the others read the log.
+const OUTBOX: usize = 256;
+
+/// The service's side of the cluster. Holds the service only as long as others do.
+pub(crate) struct Peers(pub(crate) Weak<SessionService>);
+
+impl SessionService {
+    /// What the cluster talks to.
+    pub fn host(self: &Arc<Self>) -> Arc<dyn Host> {
+        Arc::new(Peers(Arc::downgrade(self)))
+    }
+
+    /// From now on other nodes are told of every commit. To be called once.
+    pub fn join(&self, cluster: Arc<Cluster>) {
+        let (outbox, told) = mpsc::channel(OUTBOX);
+        if self.cluster.set(Arc::clone(&cluster)).is_err() || self.outbox.set(outbox).is_err() {
+            warn!("the service is in a cluster already");
+            return;
+        }
+        let view = Arc::clone(&self.shared_view);
+        tokio::spawn(tell(cluster, view, told));
+    }
+
+    /// The cluster this node is in.
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.get()
+    }
+
+    /// Asks the view which one it is: nodes that share it need not send each other what is in it.
+    pub(crate) async fn recognise_view(&self) {
+        match self.view.identity().await {
+            Ok(identity) => *self.shared_view.lock() = identity.map(ViewIdentity),
+            Err(failure) => {
+                debug!(failure = &failure as &dyn std::error::Error, "the view cannot say which one it is");
+                *self.shared_view.lock() = None;
+            }
+        }
+    }
+}
+
+/// Which shared view this process has, if any.
+pub(crate) type SharedView = Arc<parking_lot::Mutex<Option<ViewIdentity>>>;
+
+async fn tell(cluster: Arc<Cluster>, view: SharedView, mut told: mpsc::Receiver<Told>) {
+    while let Some(Told { first, end, states }) = told.recv().await {
+        let view = *view.lock();
+        let records = if view.is_some() { Vec::new() } else { states.iter().filter_map(record).collect() };
+        // A state that could not be written would be missing: then nothing is told, and the others read the log.
+        if view.is_some() || records.len() == states.len() {
+            cluster.publish(Commit { first, end, view, records });
+        }
+    }
+}
+
+fn record(session: &Arc<Session>) -> Option<Record> {
+    let value = serde_json::to_vec(session).ok()?;
+    Some(Record { session: session.id, index: session.head.index, value })
+}
+
+fn session(record: &Record) -> Option<Session> {
+    let session: Session = serde_json::from_slice(&record.value).ok()?;
+    (session.id == record.session && session.head.index == record.index).then_some(session)
+}
+
+#[async_trait]
+impl Host for Peers {
+    fn standing(&self) -> Standing {
+        match self.0.upgrade() {
+            Some(service) => Standing {
+                size: service.progress.size(),
+                reflects: service.progress.reflected(),
+                log_age: service.contact.asked(),
+            },
+            None => Standing { size: TreeSize(0), reflects: TreeSize(0), log_age: None },
+        }
+    }
+
+    async fn committed(&self, commit: Commit) {
+        let Some(service) = self.0.upgrade() else { return };
+        let Commit { first, end, view, records } = commit;
+        service.progress.saw(end);
+        if let Some(view) = view {
+            let same = *service.shared_view.lock() == Some(view);
+            return if same { service.progress.applied(first, end) } else { service.progress.behind.notify_one() };
+        }
+        // What the view reflects already it must not be told again: a tombstone may have been forgotten since.
+        let reflected = service.progress.reflected();
+        if end <= reflected {
+            return;
+        }
+        let news: Vec<&Record> = records.iter().filter(|record| record.index.0 >= reflected.0).collect();
+        let states: Vec<Arc<Session>> = news.iter().filter_map(|record| session(record)).map(Arc::new).collect();
+        if states.len() < news.len() {
+            // From a later program: the log tells it in a form that this one reads, or says why not.
+            return service.progress.behind.notify_one();
+        }
+        match service.view.apply(&states).await {
+            Ok(_applied) => service.progress.applied(first, end),
+            Err(failure) => {
+                warn!(failure = &failure as &dyn std::error::Error, "the view could not be told what a peer committed");
+                service.progress.behind.notify_one();
+            }
+        }
+    }
+
+    fn heard(&self, heard: Heard) {
+        let Some(service) = self.0.upgrade() else { return };
+        service.progress.saw(heard.size);
+        service.progress.knows(heard.at, heard.size);
+        if service.progress.lags() {
+            service.progress.behind.notify_one();
+        }
+    }
+
+    fn missed(&self) {
+        if let Some(service) = self.0.upgrade() {
+            service.progress.behind.notify_one();
+        }
+    }
+
+    async fn page(&self, from: u64, bytes: usize) -> Option<Page> {
+        let service = self.0.upgrade()?;
+        // Not before it is whole: who copies half a view would have to read the log all the same.
+        service.progress.staleness()?;
+        let reflects = service.progress.reflected();
+        let exported = service.view.export(from, bytes)?;
+        Some(Page { records: exported.sessions.iter().filter_map(record).collect(), reflects, next: exported.next })
+    }
+}
+
+/// How long a node that comes late waits for peers to be found.
+const FIND: Duration = Duration::from_secs(2);
+/// Fewer entries than these are read from the log before anybody is found.
+const WORTH_A_COPY: u64 = 20_000;
+
+impl SessionService {
+    /// Copies the view of a peer, if there is much to catch up with and somebody to copy it from. Whatever this does not bring, the log does.
+    pub(crate) async fn copy_from_peer(&self) {
+        let Some(cluster) = self.cluster() else { return };
+        let lacks = match self.log.head().await {
+            Ok(head) => head.size().0.saturating_sub(self.progress.reflected().0),
+            Err(_) => return,
+        };
+        if lacks < WORTH_A_COPY || self.shared_view.lock().is_some() {
+            return;
+        }
+        let found = async {
+            while !cluster.members().iter().any(|member| member.presence == cluster::Presence::Up) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(FIND, found).await.is_err() {
+            return;
+        }
+        let copied = cluster
+            .snapshot(|records| async move {
+                let states: Vec<Arc<Session>> = records.iter().filter_map(session).map(Arc::new).collect();
+                if let Err(failure) = self.view.apply(&states).await {
+                    warn!(failure = &failure as &dyn std::error::Error, "the view could not take a copy of a peer's");
+                }
+            })
+            .await;
+        if let Some(reflects) = copied {
+            self.progress.applied(LeafIndex(0), reflects);
+        }
+    }
+}
