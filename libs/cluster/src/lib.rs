@@ -15,10 +15,14 @@ mod frame;
 pub mod in_process;
 mod membership;
 mod message;
+mod queue;
 mod transport;
+mod upkeep;
 
 pub use cluster::{Cluster, ClusterConfig, Host, Page, Standing, Traffic};
 pub use frame::Rejected;
 pub use membership::{Change, Heard, Member, Presence};
 pub use message::{Answer, Ask, Beat, Commit, Message, Record, Undecodable, ViewIdentity};
+pub use queue::{Inbox, Outbox, Room};
 pub use transport::{Audience, Capabilities, Incarnation, Received, SendError, Transport};
+pub use upkeep::{Backoff, Upkeep};
