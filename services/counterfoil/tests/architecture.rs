@@ -20,10 +20,12 @@ const MAY: &[(&str, &[&str])] = &[
     ("nonce-store", &["session-model"]),
     // Written from a reader of the log, for whoever takes it away.
     ("evidence", &["audit-log", "merkle-log", "session-model"]),
+    // What adapters of a port share.
+    ("session-value", &["session-model", "session-view"]),
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
-    ("session-view-redis", &["nonce-store", "session-view", "session-model"]),
+    ("session-view-redis", &["nonce-store", "session-model", "session-value", "session-view"]),
     // What auditors search with.
     ("audit-search", &["audit-log", "merkle-log", "sealing", "session-model"]),
     ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
