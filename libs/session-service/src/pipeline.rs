@@ -103,8 +103,11 @@ impl CommitSink for Pipeline {
             states.extend(session.clone());
             answers.push((ticket.reply, Done { place, session }));
         }
+        let losses = self.view.losses();
         match self.view.apply(&states).await {
-            Ok(_applied) => self.progress.applied(first.index, first.tree_size),
+            Ok(_applied) if self.view.losses() == losses => self.progress.applied(first.index, first.tree_size),
+            // It may have been lost with what was lost meanwhile.
+            Ok(_applied) => self.progress.behind.notify_one(),
             Err(failure) => {
                 // It has happened all the same: the follower brings the view up to date when it can.
                 warn!(failure = &failure as &dyn std::error::Error, "the view could not be told of a commit");
