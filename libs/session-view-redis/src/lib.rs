@@ -1,6 +1,6 @@
 //! Session view in Redis, shared by the nodes of a cluster.
 //!
-//! * One key a session, sealed (module `value`); one script call applies a batch if newer and keeps the index by deadline.
+//! * One key a session, sealed (`session-value`); one script call applies a batch if newer and keeps the index by deadline.
 //! * A cache in this process (module `near`), kept true by client tracking (module `tracking`).
 //! * Timeouts and a circuit breaker (module `link`): a dead Redis costs callers microseconds.
 //!
@@ -15,7 +15,6 @@ mod link;
 mod near;
 mod nonces;
 mod tracking;
-mod value;
 
 pub use nonces::RedisNonces;
 
@@ -27,13 +26,13 @@ use async_trait::async_trait;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use redis::{Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, ServerErrorKind, Value};
 use session_model::{Session, SessionId, Timestamp, TreeSize};
+use session_value::{Encoded, Sealer, Undecodable};
 use session_view::{Applied, SessionView, ViewError, ViewStatus, Viewed};
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 use crate::link::{CallError, Lane, Link};
 use crate::near::NearCache;
-use crate::value::{Encoded, Sealer};
 
 /// How to reach Redis, and how much to keep in front of it.
 #[derive(Clone)]
@@ -205,9 +204,9 @@ impl RedisView {
         let mut keys = vec![self.shared_key("due"), self.shared_key("quarantine")];
         let mut texts = Vec::with_capacity(states.len());
         for state in states {
-            let Encoded { bytes, ttl_ms } = self.sealer.encode(state).map_err(unavailable)?;
+            let Encoded { bytes, lifetime_ms } = self.sealer.encode(state).map_err(unavailable)?;
             keys.push(self.key(state.id));
-            texts.push((state.id.to_string(), ttl_ms.to_string(), bytes));
+            texts.push((state.id.to_string(), lifetime_ms.to_string(), bytes));
         }
         let arguments: Vec<&[u8]> =
             texts.iter().flat_map(|(id, ttl, value)| [id.as_bytes(), ttl.as_bytes(), value]).collect();
@@ -246,7 +245,7 @@ impl SessionView for RedisView {
             Ok(None) => None,
             Ok(Some(value)) => match self.sealer.decode(id, &value) {
                 Ok(viewed) => Some(viewed),
-                Err(value::Undecodable) => {
+                Err(Undecodable) => {
                     self.near.invalidate(id);
                     return Err(ViewError::Undecodable(id));
                 }

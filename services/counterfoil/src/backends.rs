@@ -12,6 +12,7 @@ use nonce_store::{MemoryNonces, NonceStore};
 use sealing::{Keyring, sha256};
 use session_model::Timestamp;
 use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
+use session_view_folder::{FolderView, FolderViewConfig};
 use session_view_redis::{RedisView, RedisViewConfig};
 
 use crate::config::{Beyond, Config, ConfigError, blot};
@@ -106,7 +107,7 @@ pub(crate) async fn migrate(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens the view. `origin` tells deployments apart that share a Redis.
+/// Opens the view. `origin` tells deployments apart that share a Redis or a folder.
 ///
 /// # Errors
 /// If the URL is none.
@@ -121,8 +122,18 @@ pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) 
         let view = Arc::new(MemoryView::new(Budget { bytes, beyond }));
         return Ok(OpenedView { view, shared: false, nonces: None });
     }
+    let namespace = format!("cf-{:.16}", sha256(origin.as_bytes()).to_string());
+    if let Some(path) = url.strip_prefix("folder:") {
+        let path = Path::new(path.strip_prefix("//").unwrap_or(path));
+        let view = FolderView::open(FolderViewConfig {
+            operation_timeout: Duration::from_millis(config.view.operation_timeout_ms),
+            near_cache_bytes: config.view.near_cache_bytes,
+            max_staleness: Duration::from_millis(config.view.max_staleness_ms),
+            ..FolderViewConfig::new(path, namespace, *keyring.view_key())
+        });
+        return Ok(OpenedView { view: Arc::new(view.await?), shared: true, nonces: None });
+    }
     if url.starts_with("redis://") || url.starts_with("rediss://") || url.starts_with("unix://") {
-        let namespace = format!("cf-{:.16}", sha256(origin.as_bytes()).to_string());
         let view = RedisView::connect(RedisViewConfig {
             operation_timeout: Duration::from_millis(config.view.operation_timeout_ms),
             near_cache_bytes: config.view.near_cache_bytes,
@@ -133,7 +144,7 @@ pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) 
         let nonces: Arc<dyn NonceStore> = Arc::new(view.nonces());
         return Ok(OpenedView { view: Arc::new(view), shared: true, nonces: Some(nonces) });
     }
-    Err(bad("view.url", &url, "memory:, redis://…, rediss://…"))
+    Err(bad("view.url", &url, "memory:, redis://…, rediss://…, folder:/PATH"))
 }
 
 /// Nonces that a process which is alone remembers: a thousand a second for the six minutes that a message may be replayed.

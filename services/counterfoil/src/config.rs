@@ -128,7 +128,7 @@ pub(crate) struct Keys {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct View {
-    /// `memory:` or `redis://…` (`rediss://…` for TLS). Default `memory:`.
+    /// `memory:`, `redis://…` (`rediss://…` for TLS), or `folder:/PATH` on a file system that the nodes share. Default `memory:`.
     pub url: String,
     /// File that holds the URL, for one with a password.
     pub url_file: Option<PathBuf>,
@@ -136,11 +136,12 @@ pub(crate) struct View {
     pub memory_bytes: usize,
     /// At that bound: `refuse` new sessions, or `evict` those used longest ago (they are read from the log when asked for).
     pub beyond_budget: Beyond,
-    /// Milliseconds for which a view in memory is trusted without word from a log that others write too. Default 2,000.
+    /// Milliseconds for which what is held in memory is trusted without word from a log that others write too, from Redis, or
+    /// without another look at the folder. Default 2,000.
     pub max_staleness_ms: u64,
-    /// Bytes of sessions kept in this process in front of Redis. Default 67,108,864.
+    /// Bytes of sessions kept in this process in front of Redis or a folder. Default 67,108,864.
     pub near_cache_bytes: usize,
-    /// Milliseconds an operation on Redis may take. Default 250.
+    /// Milliseconds an operation on Redis or a folder may take. Default 250.
     pub operation_timeout_ms: u64,
 }
 

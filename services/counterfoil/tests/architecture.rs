@@ -21,10 +21,13 @@ const MAY: &[(&str, &[&str])] = &[
     ("nonce-store", &["session-model"]),
     // Written from a reader of the log, for whoever takes it away.
     ("evidence", &["audit-log", "merkle-log", "session-model"]),
+    // What adapters of a port share.
+    ("session-value", &["session-model", "session-view"]),
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
-    ("session-view-redis", &["nonce-store", "session-view", "session-model"]),
+    ("session-view-folder", &["session-model", "session-value", "session-view"]),
+    ("session-view-redis", &["nonce-store", "session-model", "session-value", "session-view"]),
     ("cluster-postgres", &["cluster"]),
     ("cluster-redis", &["cluster"]),
     // What auditors search with.
@@ -144,6 +147,7 @@ fn only_the_composition_root_names_an_adapter() {
         for adapter in [
             "audit-log-sqlite",
             "audit-log-postgres",
+            "session-view-folder",
             "session-view-redis",
             "cluster-postgres",
             "cluster-redis",
