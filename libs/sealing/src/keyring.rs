@@ -17,6 +17,7 @@ pub struct Keyring {
     answers: [u8; 32],
     view: [u8; 32],
     console: [u8; 32],
+    cluster: [u8; 32],
 }
 
 impl Keyring {
@@ -27,8 +28,15 @@ impl Keyring {
     pub fn new(key_encryption_key: &[u8; 32]) -> Result<Self, SealError> {
         let [wrapping, lookup] = expand(key_encryption_key, &[b"counterfoil keyring v1: data keys"])?;
         let [answers, view] = expand(key_encryption_key, &[b"counterfoil keyring v1: stored state"])?;
-        let [console, _] = expand(key_encryption_key, &[b"counterfoil keyring v1: console"])?;
-        Ok(Self { wrapping: wrapping.0, lookup: lookup.0, answers: answers.0, view: view.0, console: console.0 })
+        let [console, cluster] = expand(key_encryption_key, &[b"counterfoil keyring v1: console"])?;
+        Ok(Self {
+            wrapping: wrapping.0,
+            lookup: lookup.0,
+            answers: answers.0,
+            view: view.0,
+            console: console.0,
+            cluster: cluster.0,
+        })
     }
 
     /// Encrypts a data key for storage, bound to its id.
@@ -112,6 +120,11 @@ impl Keyring {
     /// The key that seals the values of a shared view.
     pub const fn view_key(&self) -> &[u8; 32] {
         &self.view
+    }
+
+    /// What the cluster's key is made of, where it has none of its own.
+    pub const fn cluster_secret(&self) -> &[u8; 32] {
+        &self.cluster
     }
 }
 

@@ -491,6 +491,12 @@ impl SessionView for FolderView {
         Ok(())
     }
 
+    async fn identity(&self) -> Result<Option<[u8; 16]>, ViewError> {
+        let mut fresh = [0; 16];
+        openssl::rand::rand_bytes(&mut fresh).map_err(|failure| ViewError::Unavailable(failure.into()))?;
+        Ok(self.shared.run(self.shared.timeout, move |store| store.identity(fresh)).await?)
+    }
+
     fn losses(&self) -> u64 {
         self.shared.doubt.losses()
     }

@@ -8,6 +8,9 @@ use std::time::Duration;
 use audit_log::{DeliveryCursors, LogStore};
 use audit_log_postgres::{PostgresConfig, PostgresLog};
 use audit_log_sqlite::{SqliteLog, SqliteLogOptions};
+use cluster::{Incarnation, Transport};
+use cluster_postgres::{PostgresTransport, PostgresTransportConfig};
+use cluster_redis::{RedisTransport, RedisTransportConfig};
 use nonce_store::{MemoryNonces, NonceStore};
 use sealing::{Keyring, sha256};
 use session_model::Timestamp;
@@ -15,7 +18,7 @@ use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
 use session_view_folder::{FolderView, FolderViewConfig};
 use session_view_redis::{RedisView, RedisViewConfig};
 
-use crate::config::{Beyond, Config, ConfigError, blot};
+use crate::config::{Beyond, Config, ConfigError, TransportKind, blot};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -169,4 +172,36 @@ pub(crate) fn nonces_of(
         // Nobody has a secret to make a nonce with.
         (None, LogNonces::NotYet | LogNonces::Alone) => Ok(Arc::new(MemoryNonces::new(now, NONCES))),
     }
+}
+
+/// Opens the transport that the configuration names; `None` for none. `namespace` tells deployments apart that share a medium.
+///
+/// # Errors
+/// If the configuration is none that it can work with.
+pub(crate) fn open_transport(
+    config: &Config,
+    namespace: &str,
+    life: Incarnation,
+) -> Result<Option<Arc<dyn Transport>>, Failure> {
+    let section = &config.cluster;
+    Ok(match section.transport {
+        TransportKind::None => None,
+        TransportKind::Redis => {
+            let url = config.cluster_redis_url()?;
+            if !["redis://", "rediss://", "unix://"].iter().any(|scheme| url.starts_with(scheme)) {
+                return Err(bad("cluster.redis.url", &url, "redis://…, rediss://…, unix://…"));
+            }
+            let settings = RedisTransportConfig { url, namespace: namespace.to_owned() };
+            Some(Arc::new(RedisTransport::open(settings, life)?))
+        }
+        TransportKind::Postgres => {
+            let url = config.log_url()?;
+            if !url.starts_with("postgres") {
+                return Err(bad("cluster.transport", "postgres", "those that a log in SQLite allows"));
+            }
+            let application_name = format!("counterfoil {} cluster", config.node);
+            let settings = PostgresTransportConfig { url, namespace: namespace.to_owned(), application_name };
+            Some(Arc::new(PostgresTransport::open(settings, life)?))
+        }
+    })
 }

@@ -14,6 +14,7 @@ use counterfoil_verify::{ReportFormat, VerifyArgs};
 use serde::Serialize;
 
 use crate::audit_commands::{AuditCommand, run_audit_command};
+use crate::cluster::{ClusterCommand, run_cluster_command};
 use crate::config::Config;
 use crate::key_commands::{KeyCommand, run_key_command};
 use crate::log_keys::{LogKeyCommand, run_log_key_command};
@@ -60,6 +61,9 @@ enum Command {
     /// What auditors ask of a log and take away
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// The cluster, from outside
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Runs a witness of other people's logs: cosigns checkpoints that extend what it has seen
     Witness(WitnessArgs),
     /// The realms of the configuration
@@ -137,6 +141,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             runtime()?.block_on(run_log_key_command(&common.load()?, command, common.output))?;
         }
         Command::Audit(command) => run_audit_command(&common, command)?,
+        Command::Cluster(command) => {
+            return runtime()?.block_on(run_cluster_command(&common.load()?, command, common.output));
+        }
         Command::Witness(args) => runtime()?.block_on(run_witness(args))?,
         Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
         Command::Config(ConfigCommand::Check) => {

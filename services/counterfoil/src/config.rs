@@ -37,7 +37,7 @@ pub(crate) struct Config {
     /// The session view.
     pub view: View,
     /// How nodes share state.
-    pub cluster: Cluster,
+    pub cluster: ClusterSection,
     /// The newest checkpoint, kept outside the database.
     pub anchor: Anchor,
     /// Checking the whole log while the service runs.
@@ -154,20 +154,47 @@ pub(crate) enum Beyond {
     Evict,
 }
 
-/// How nodes share state.
+/// How nodes share state. Every node of one log needs the same key files; what is lost on the way is read from the log.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Cluster {
-    /// Only `none` in this version: nodes meet in the log, and in Redis.
-    pub transport: Transport,
+pub(crate) struct ClusterSection {
+    /// `none`, `redis` or `postgres`. Default `none`: nodes meet in the log, and in a shared view.
+    pub transport: TransportKind,
+    /// How many nodes there should be, so that a node can say when it sees fewer. Default 0: not known.
+    pub nodes: usize,
+    /// File of the cluster's keys, 64 hex digits a line: the first seals, each opens. Read again every 5 seconds. Default: a key derived
+    /// from the key-encryption key.
+    pub keys_file: Option<PathBuf>,
+    /// Milliseconds between two signs of life. Default 250.
+    pub beat_ms: u64,
+    /// Milliseconds of silence after which a node is not counted on. Default 2,000.
+    pub lease_ms: u64,
+    /// Refuse to start on a transport whose link is not encrypted beneath the sealed frames. Default false.
+    pub require_encrypted_link: bool,
+    /// Refuse to start on a transport whose peers do not prove who they are by certificates. Default false.
+    pub require_peer_certificates: bool,
+    /// `redis`: channels of a Redis.
+    pub redis: RedisSection,
 }
 
 /// A cluster transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the word itself")]
-pub(crate) enum Transport {
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum TransportKind {
     None,
+    Redis,
+    Postgres,
+}
+
+/// Channels of a Redis.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RedisSection {
+    /// Its URL. Default: that of the view.
+    pub url: Option<String>,
+    /// File that holds the URL, for one with a password.
+    pub url_file: Option<PathBuf>,
 }
 
 /// The newest checkpoint, kept outside the database.
@@ -508,7 +535,16 @@ impl Default for Config {
                 near_cache_bytes: 64 << 20,
                 operation_timeout_ms: 250,
             },
-            cluster: Cluster { transport: Transport::None },
+            cluster: ClusterSection {
+                transport: TransportKind::None,
+                nodes: 0,
+                keys_file: None,
+                beat_ms: 250,
+                lease_ms: 2_000,
+                require_encrypted_link: false,
+                require_peer_certificates: false,
+                redis: RedisSection::default(),
+            },
             anchor: Anchor { file: None, interval_s: 1 },
             verify: Verify { within_s: 86_400, when_wrong: WhenWrong::Report },
             anchors: Anchors { s3: None, witnesses: BTreeMap::new(), quorum: 0, witness_interval_s: 10 },
@@ -660,6 +696,17 @@ impl Config {
         Ok(url.unwrap_or_else(|| self.view.url.clone()))
     }
 
+    /// URL of the Redis that nodes talk through.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub(crate) fn cluster_redis_url(&self) -> Result<String, ConfigError> {
+        match secret("cluster.redis.url_file", &self.cluster.redis.url, &self.cluster.redis.url_file)? {
+            Some(url) => Ok(url),
+            None => self.view_url(),
+        }
+    }
+
     /// Folder of the key files.
     pub(crate) fn keys_dir(&self) -> PathBuf {
         self.keys.dir.clone().unwrap_or_else(|| self.data_dir.join("keys"))
@@ -682,6 +729,7 @@ impl Config {
         shown.log.url = shown.log.url.as_deref().map(blot);
         shown.log.owner_url = shown.log.owner_url.as_deref().map(blot);
         shown.view.url = blot(&shown.view.url);
+        shown.cluster.redis.url = shown.cluster.redis.url.as_deref().map(blot);
         shown
     }
 }
@@ -772,7 +820,9 @@ mod tests {
 
     #[test]
     fn a_password_is_never_shown() {
-        let config = load("[log]\nurl = 'postgres://u:hunter2@db/x'", &[]).unwrap();
+        let config =
+            load("[log]\nurl = 'postgres://u:hunter2@db/x'\n[cluster.redis]\nurl = 'redis://u:hunter2@r'", &[])
+                .unwrap();
         assert!(!config.to_string().contains("hunter2"), "{config}");
     }
 

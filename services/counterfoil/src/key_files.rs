@@ -89,6 +89,16 @@ pub(crate) enum KeyFileError {
     Seal(#[from] SealError),
 }
 
+/// The keyring and the log's origin, of keys that are there.
+///
+/// # Errors
+/// [`KeyFileError`].
+pub(crate) fn keyring_and_origin(dir: &Path) -> Result<(Keyring, String), KeyFileError> {
+    // As of a log that is not empty: nothing is made that is missing.
+    let keys = KeyFiles::open(dir, TreeSize(1))?;
+    Ok((keys.keyring, keys.origin))
+}
+
 impl KeyFiles {
     /// Reads the key files; makes those that are missing if the log is still empty.
     ///

@@ -5,6 +5,7 @@ mod audit_commands;
 mod auditing;
 mod backends;
 mod cli;
+mod cluster;
 mod config;
 mod evidence_commands;
 mod key_commands;

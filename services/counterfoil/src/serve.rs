@@ -33,11 +33,12 @@ use tracing::{error, info, warn};
 use crate::anchors::{AnchorsView, Places, Running};
 use crate::auditing::{Keeper, Recorder, RefusalLedger, gather, project, show as show_search};
 use crate::backends::{LogNonces, OpenedView, nonces_of, open_log, open_view};
+use crate::cluster;
 use crate::config::{Config, LogFormat, WhenWrong};
 use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
 use crate::key_files::{KeyFiles, KnownKey};
-use crate::management::{self, Health};
+use crate::management::{self, Clustered, Health};
 use crate::sinks::Sinks;
 use crate::soap::KnownConsumers;
 use crate::tls::{acceptor, note_certificate};
@@ -188,6 +189,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
     let keyring = core.keys.keyring.clone();
+    let cluster_keyring = keyring.clone();
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
     let ledger = Arc::new(RefusalLedger::new(Arc::clone(&service), first_realm.clone()));
 
@@ -198,6 +200,12 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let started = event(Action::ServiceStarted, [("program", env!("CARGO_PKG_VERSION").to_owned())]);
     service.record(&service.node_caller(&first_realm), started).await?;
 
+    // Before the view is rebuilt: a peer may have it.
+    let joined = cluster::join(&config, &cluster_keyring, &origin, service.host())?;
+    if let Some(joined) = &joined {
+        service.join(Arc::clone(joined.cluster()));
+        cluster::show(joined.cluster(), &metrics);
+    }
     let follower = Arc::new(Follower::start(Arc::clone(&service)));
     let reaper = Reaper::start(Arc::clone(&service));
     let stopping = Arc::new(AtomicBool::new(false));
@@ -234,6 +242,11 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         verification: Arc::clone(&verification),
         unready_when_wrong: config.verify.when_wrong == WhenWrong::Unready,
         anchors: anchored.clone(),
+        cluster: joined.as_ref().map(|joined| Clustered {
+            cluster: Arc::clone(joined.cluster()),
+            node: config.node.clone(),
+            expected: config.cluster.nodes,
+        }),
     };
     health.show();
     let auditing = Auditing { archive, ledger: Arc::clone(&ledger), anchored };
@@ -274,6 +287,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     // What waits for a log that does not answer was never acknowledged: it need not hold up the end.
     if timeout(Duration::from_secs(config.server.drain_s), service.close()).await.is_err() {
         error!("the log did not take what was waiting in time");
+    }
+    if let Some(joined) = joined {
+        joined.leave().await;
     }
     // The last entries are in the log: what the other side takes in time need not wait for the next start.
     sinks.close(Duration::from_secs(config.server.drain_s)).await;
