@@ -24,6 +24,7 @@ const MAY: &[(&str, &[&str])] = &[
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
+    ("cluster-multicast", &["cluster"]),
     ("session-view-redis", &["nonce-store", "session-view", "session-model"]),
     // What auditors search with.
     ("audit-search", &["audit-log", "merkle-log", "sealing", "session-model"]),
@@ -139,7 +140,14 @@ fn pure_crates_do_no_io() {
 #[test]
 fn only_the_composition_root_names_an_adapter() {
     for (name, depends_on) in dependencies() {
-        for adapter in ["audit-log-sqlite", "audit-log-postgres", "session-view-redis", "audit-sinks", "anchors"] {
+        for adapter in [
+            "audit-log-sqlite",
+            "audit-log-postgres",
+            "cluster-multicast",
+            "session-view-redis",
+            "audit-sinks",
+            "anchors",
+        ] {
             assert!(name == "counterfoil" || !depends_on.contains(adapter), "{name} names {adapter}");
         }
     }
