@@ -71,12 +71,16 @@ struct Troubles {
 
 /// Where frames wait that were received together.
 struct Inbox {
-    sockets: Option<Arc<Sockets>>,
-    ready: VecDeque<(SocketAddr, Vec<u8>)>,
+    ready: VecDeque<Frame>,
+    batches: mpsc::Receiver<VecDeque<Frame>>,
     events: mpsc::Receiver<Received>,
-    buffers: Vec<u8>,
 }
 
+/// A frame, and where it came from.
+type Frame = (SocketAddr, Vec<u8>);
+
+/// Batches of frames that may wait to be received. Beyond them they wait in the sockets' buffers, where those that are lost are counted.
+const BATCHES: usize = 8;
 /// Departures and losses that may wait to be told.
 const EVENTS: usize = 1_024;
 /// Buffers that are filled at once, each as large as what the system may put together (UDP receive offload).
@@ -135,12 +139,9 @@ impl MulticastTransport {
         tasks.spawn(send_all(Arc::clone(&shared), Arc::clone(&sockets)));
         tasks.spawn(house::keep(Arc::clone(&shared), Arc::clone(&sockets), port));
         tasks.spawn(watch::be_watched(listener, incarnation));
-        let inbox = Inbox {
-            sockets: Some(sockets),
-            ready: VecDeque::new(),
-            events: to_tell,
-            buffers: vec![0; BUFFERS * BUFFER],
-        };
+        let (frames, batches) = mpsc::channel(BATCHES);
+        tasks.spawn(receive_all(Arc::clone(&shared), sockets, frames));
+        let inbox = Inbox { ready: VecDeque::new(), batches, events: to_tell };
         Ok(Self { shared, inbox: tokio::sync::Mutex::new(inbox), tasks: Mutex::new(tasks) })
     }
 
@@ -179,12 +180,7 @@ impl Transport for MulticastTransport {
     }
 
     async fn receive(&self) -> Option<Received> {
-        let mut inbox = self.inbox.lock().await;
-        let received = inbox.next(&self.shared).await;
-        if received.is_none() {
-            inbox.sockets = None;
-        }
-        received
+        self.inbox.lock().await.next(&self.shared).await
     }
 
     fn authentic(&self, from: Incarnation) {
@@ -201,10 +197,6 @@ impl Transport for MulticastTransport {
         self.shared.closed.cancel();
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
-        // If somebody is receiving, it lets go of the sockets now that this is closed.
-        if let Ok(mut inbox) = self.inbox.try_lock() {
-            inbox.sockets = None;
-        }
     }
 }
 
@@ -227,60 +219,70 @@ impl Inbox {
                 shared.peers.lock().hand_up(from);
                 return Some(Received::Frame(frame));
             }
-            let sockets = Arc::clone(self.sockets.as_ref()?);
             if shared.closed.is_cancelled() {
                 return None;
             }
-            let socket = tokio::select! {
+            tokio::select! {
                 () = shared.closed.cancelled() => return None,
                 told = self.events.recv() => return told,
-                ready = sockets.group.readable() => ready.map(|()| &sockets.group),
-                ready = sockets.own.readable() => ready.map(|()| &sockets.own),
-            };
-            match socket.and_then(|socket| self.fill(socket, shared)) {
-                Ok(()) => {}
-                Err(failure) if failure.kind() == io::ErrorKind::WouldBlock => {}
-                Err(failure) => {
-                    shared.trouble("nothing can be received", &failure);
-                    // It does not get better by asking at once.
-                    sleep(Duration::from_millis(10)).await;
-                }
+                batch = self.batches.recv() => self.ready = batch?,
             }
         }
     }
+}
 
-    /// Takes what the system has.
-    fn fill(&mut self, socket: &Udp, shared: &Shared) -> io::Result<()> {
-        let mut metas = [RecvMeta::default(); BUFFERS];
-        let filled = {
-            let mut buffers = self.buffers.chunks_exact_mut(BUFFER);
-            let mut buffers: [_; BUFFERS] =
-                std::array::from_fn(|_| IoSliceMut::new(buffers.next().unwrap_or_default()));
-            socket.receive(&mut buffers, &mut metas)?
+/// Takes from the sockets what comes, as long as there is room for it.
+async fn receive_all(shared: Arc<Shared>, sockets: Arc<Sockets>, frames: mpsc::Sender<VecDeque<Frame>>) {
+    let mut buffers = vec![0; BUFFERS * BUFFER];
+    while let Ok(room) = frames.reserve().await {
+        let socket = tokio::select! {
+            ready = sockets.group.readable() => ready.map(|()| &sockets.group),
+            ready = sockets.own.readable() => ready.map(|()| &sockets.own),
         };
-        let now = Instant::now();
-        for (meta, buffer) in metas.iter().take(filled).zip(self.buffers.chunks_exact(BUFFER)) {
-            let datagrams = buffer.get(..meta.len).unwrap_or_default().chunks(meta.stride.max(1));
-            if (meta.addr.ip(), meta.addr.port()) == (shared.own.ip(), shared.own.port()) {
-                *shared.returned.lock() = Some(now);
-                continue;
-            }
-            shared.peers.lock().came(meta.addr, datagrams.len() as u64, meta.stride, now);
-            for datagram in datagrams {
-                match datagram.split_first() {
-                    Some((&FRAME, frame)) => self.ready.push_back((meta.addr, frame.to_vec())),
-                    Some((&HERE, here)) => shared.announced(here, meta.addr, now),
-                    _ => {
-                        shared.counters.strange.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
+        match socket.and_then(|socket| shared.take_from(socket, &mut buffers)) {
+            Ok(batch) if batch.is_empty() => {}
+            Ok(batch) => room.send(batch),
+            Err(failure) if failure.kind() == io::ErrorKind::WouldBlock => {}
+            Err(failure) => {
+                shared.trouble("nothing can be received", &failure);
+                // It does not get better by asking at once.
+                sleep(Duration::from_millis(10)).await;
             }
         }
-        Ok(())
     }
 }
 
 impl Shared {
+    /// Takes what a socket has: frames are handed on, all else is dealt with.
+    fn take_from(&self, socket: &Udp, buffers: &mut [u8]) -> io::Result<VecDeque<Frame>> {
+        let mut metas = [RecvMeta::default(); BUFFERS];
+        let filled = {
+            let mut buffers = buffers.chunks_exact_mut(BUFFER);
+            let mut buffers: [_; BUFFERS] =
+                std::array::from_fn(|_| IoSliceMut::new(buffers.next().unwrap_or_default()));
+            socket.receive(&mut buffers, &mut metas)?
+        };
+        let (now, mut frames) = (Instant::now(), VecDeque::new());
+        for (meta, buffer) in metas.iter().take(filled).zip(buffers.chunks_exact(BUFFER)) {
+            let datagrams = buffer.get(..meta.len).unwrap_or_default().chunks(meta.stride.max(1));
+            if (meta.addr.ip(), meta.addr.port()) == (self.own.ip(), self.own.port()) {
+                *self.returned.lock() = Some(now);
+                continue;
+            }
+            self.peers.lock().came(meta.addr, datagrams.len() as u64, meta.stride, now);
+            for datagram in datagrams {
+                match datagram.split_first() {
+                    Some((&FRAME, frame)) => frames.push_back((meta.addr, frame.to_vec())),
+                    Some((&HERE, here)) => self.announced(here, meta.addr, now),
+                    _ => {
+                        self.counters.strange.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        Ok(frames)
+    }
+
     fn announced(&self, here: &[u8], from: SocketAddr, now: Instant) {
         match Here::decode(here) {
             Some(here) if here.incarnation == self.incarnation => {}

@@ -23,11 +23,11 @@ pub(crate) fn group_v4() -> MulticastConfig {
     }
 }
 
-/// The same with IPv6, on the interface that routes of groups lead to: a group that does not leave this machine (interface-local, RFC 4291
-/// section 2.7). `None`, said loudly, where there is no such route.
+/// The same with IPv6, on the interface that routes of groups lead to; no hop, so that nothing leaves this machine.
+/// `None`, said loudly, where there is no such route.
 pub(crate) fn group_v6() -> Option<MulticastConfig> {
     let ([a, b], port) = unique();
-    let group = Ipv6Addr::new(0xff11, 0, 0, 0, 0, 0, 0xcf, u16::from_be_bytes([a, b]));
+    let group = Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0xcf, u16::from_be_bytes([a, b]));
     let asked = UdpSocket::bind("[::]:0").and_then(|socket| {
         socket.connect((group, port))?;
         socket.local_addr()
@@ -35,6 +35,7 @@ pub(crate) fn group_v6() -> Option<MulticastConfig> {
     match asked {
         Ok(local) => Some(MulticastConfig {
             interface: Some(Interface::Address(local.ip())),
+            ttl: 0,
             ..MulticastConfig::new(SocketAddr::new(group.into(), port))
         }),
         Err(failure) => {
