@@ -413,6 +413,7 @@ impl Shared {
             Ok(None) => return,
             Err(why) => return self.rejections.count(why),
         };
+        self.transport.authentic(from);
         self.received.fetch_add(1, Ordering::Relaxed);
         match Message::decode(&message) {
             Ok(Message::Commit(commit)) => match apply.try_send(commit) {

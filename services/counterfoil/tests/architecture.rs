@@ -28,6 +28,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
     ("session-view-folder", &["session-model", "session-value", "session-view"]),
     ("session-view-redis", &["nonce-store", "session-model", "session-value", "session-view"]),
+    ("cluster-multicast", &["cluster"]),
     ("cluster-postgres", &["cluster"]),
     ("cluster-redis", &["cluster"]),
     // What auditors search with.
@@ -149,6 +150,7 @@ fn only_the_composition_root_names_an_adapter() {
             "audit-log-postgres",
             "session-view-folder",
             "session-view-redis",
+            "cluster-multicast",
             "cluster-postgres",
             "cluster-redis",
             "audit-sinks",
