@@ -13,6 +13,7 @@
 
 mod addressing;
 mod audit;
+mod canonical;
 mod endpoint;
 mod envelope;
 mod fault;
@@ -22,6 +23,7 @@ mod perform;
 mod read_only;
 mod reader;
 mod security;
+mod signature;
 mod writer;
 mod wsdl;
 

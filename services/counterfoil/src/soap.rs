@@ -63,8 +63,8 @@ pub(crate) struct ConsumerConfig {
     /// File that holds the secret: as it is, or sealed by `counterfoil soap seal`. At least 16 random bytes, because a digest can
     /// be guessed at offline by whoever sees it. Default: none, it has certificates only.
     pub secret_file: Option<PathBuf>,
-    /// SHA-256, in hexadecimal, of the client certificates that are its own (DER); needs `server.tls.client_ca_file`. They open REST,
-    /// too. Default: none.
+    /// SHA-256, in hexadecimal, of the certificates that are its own (DER): it signs SOAP messages with their keys, and where
+    /// `server.tls.client_ca_file` asks for client certificates they open SOAP and REST. Default: none.
     #[serde(default)]
     pub certificates_sha256: Vec<String>,
     /// Realm it belongs to. Default `default`.
@@ -109,11 +109,7 @@ impl Default for Soap {
 
 impl Soap {
     /// Whether it can be: the bad key and why, if not.
-    pub(crate) fn check(
-        &self,
-        realms: &BTreeMap<String, Realm>,
-        client_certificates: bool,
-    ) -> Result<(), (String, String)> {
+    pub(crate) fn check(&self, realms: &BTreeMap<String, Realm>) -> Result<(), (String, String)> {
         let is_http = |url: &Url| matches!(url.scheme(), "http" | "https") && url.host().is_some();
         if let Some(url) = &self.public_url
             && !Url::parse(url).is_ok_and(|url| is_http(&url) && url.query().is_none() && url.fragment().is_none())
@@ -136,9 +132,6 @@ impl Soap {
             }
             if consumer.certificates_sha256.iter().any(|fingerprint| fingerprint.parse::<Digest>().is_err()) {
                 return bad("certificates_sha256 must be 64 lower-case hexadecimal digits each");
-            }
-            if !consumer.certificates_sha256.is_empty() && !client_certificates {
-                return bad("certificates_sha256 needs server.tls.client_ca_file");
             }
             if consumer.roles.is_empty() {
                 return bad("roles must not be empty");
