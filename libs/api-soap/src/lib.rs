@@ -30,7 +30,7 @@ mod wsdl;
 pub use endpoint::{MAX_BODY, configure};
 pub use operation::Operation;
 #[cfg(any(test, feature = "test-util"))]
-pub use read_only::read_only;
+pub use read_only::{read_only, read_signed};
 pub use security::{Consumer, Consumers, PasswordText};
 pub use wsdl::{SchemaLocation, Soap, wsdl, xsd};
 
