@@ -121,9 +121,9 @@ static class Scenario
     static int Main(string[] arguments)
     {
         string url = arguments[0], secret = arguments[1], version = arguments[2], way = arguments[3];
-        string Secret(string name) => way == "key" ? Environment.GetEnvironmentVariable(name == "audit" ? "AUDITOR_KEY" : "APPLICATION_KEY") : secret;
-        var service = new Client(url, version, "billing", Secret("billing"), way);
-        var auditor = new Client(url, version, "audit", Secret("audit"), way);
+        Func<string, string> own = key => way == "key" ? Environment.GetEnvironmentVariable(key) : secret;
+        var service = new Client(url, version, "billing", own("APPLICATION_KEY"), way);
+        var auditor = new Client(url, version, "audit", own("AUDITOR_KEY"), way);
         string subject = "dotnet-" + version + "-" + way, odd = "<a & b>\n\ttwo ü € 🧀", token, reason, next;
         Receipt receipt;
         Session session;

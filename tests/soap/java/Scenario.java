@@ -1,5 +1,5 @@
-// The scenario of `run`, with JAX-WS (the stubs of wsimport) and WSS4J. Arguments: URL, secret, SOAP version, and text, digest or
-// signed; then the keys and certificates are in the folder $SOAP_KEYS.
+// The scenario of `run`, with JAX-WS (the stubs of wsimport) and WSS4J. Arguments: URL, secret, SOAP version, and text, digest, signed
+// (then the keys and certificates are in the folder $SOAP_KEYS) or key: an API key in the HTTP header, $APPLICATION_KEY or $AUDITOR_KEY.
 
 import counterfoil.*;
 import java.io.ByteArrayInputStream;
@@ -46,11 +46,6 @@ public class Scenario {
                 factory.setNamespaceAware(true);
                 Document document = factory.newDocumentBuilder().parse(new ByteArrayInputStream(bytes.toByteArray()));
                 secure(document);
-                if (System.getenv("SOAP_KEEP") != null) {
-                    var source = new javax.xml.transform.dom.DOMSource(document);
-                    javax.xml.transform.TransformerFactory.newInstance().newTransformer()
-                        .transform(source, new javax.xml.transform.stream.StreamResult(Path.of(System.getenv("SOAP_KEEP")).toFile()));
-                }
                 context.getMessage().getSOAPPart().setContent(new DOMSource(document));
                 context.getMessage().saveChanges();
                 return true;
@@ -100,6 +95,11 @@ public class Scenario {
     static SessionPortType proxy(String url, String version, String name, String password, String way) throws Exception {
         var service = new SessionService(new URL(url + "?wsdl"));
         var port = version.equals("1.1") ? service.getSessionPortSoap11() : service.getSessionPortSoap12();
+        if (way.equals("key")) {
+            var bearer = Map.of("Authorization", List.of("Bearer " + password));
+            ((BindingProvider) port).getRequestContext().put(MessageContext.HTTP_REQUEST_HEADERS, bearer);
+            return port;
+        }
         var binding = ((BindingProvider) port).getBinding();
         var chain = binding.getHandlerChain();
         chain.add(new Secured(name, password, way));
@@ -132,9 +132,11 @@ public class Scenario {
 
     public static void main(String[] arguments) throws Exception {
         String url = arguments[0], secret = arguments[1], version = arguments[2], way = arguments[3];
-        var service = proxy(url, version, "billing", secret, way);
-        var auditor = proxy(url, version, "audit", secret, way);
-        String subject = "java-" + version + "-" + way, odd = "<a & b>\n\ttwo ü € 🧀";
+        boolean key = way.equals("key");
+        var service = proxy(url, version, "billing", key ? System.getenv("APPLICATION_KEY") : secret, way);
+        var auditor = proxy(url, version, "audit", key ? System.getenv("AUDITOR_KEY") : secret, way);
+        // Metro 2.3 cannot send a line end through a SOAPHandler (SAAJ0543).
+        String subject = "java-" + version + "-" + way, odd = "<a & b>" + (key ? "\n" : "") + "\ttwo ü € 🧀";
         var session = new Holder<Session>();
         var token = new Holder<String>();
         var receipt = new Holder<Receipt>();

@@ -1,5 +1,5 @@
 //! What other implementations signed is read as they meant it; what was changed since is not. The messages of `testdata/signed` were
-//! made by libxmlsec1 (`tests/soap/golden/make_signed.py`), WSS4J and node-soap.
+//! made by libxmlsec1 (`tests/soap/golden/make_signed.py`); those of `testdata/clients` were sent by the clients of `tests/soap`.
 
 use openssl::bn::BigNum;
 use openssl::ec::EcGroup;
@@ -35,7 +35,8 @@ enum Verdict {
 
 fn fingerprints() -> HashMap<Digest, String> {
     let known: HashMap<String, Digest> = serde_json::from_str(CERTIFICATES).unwrap();
-    known.into_iter().map(|(name, digest)| (digest, name)).collect()
+    let client = include_str!("../testdata/clients/certificate.sha256").trim().parse().unwrap();
+    known.into_iter().map(|(name, digest)| (digest, name)).chain([(client, "client".to_owned())]).collect()
 }
 
 /// Reads a message as the endpoint does, a second after it was made.
@@ -113,6 +114,10 @@ fn what_other_implementations_sign_is_good() {
         (golden!("identifier"), "rsa", false),
         (golden!("all-parts"), "rsa", true),
         (golden!("unsigned-message-id"), "rsa", false),
+        // Two prefixes for one namespace, and lists of them.
+        (include_str!("../testdata/clients/wss4j.xml"), "client", false),
+        // Ids in no namespace, and a transform that takes nothing out.
+        (include_str!("../testdata/clients/node-soap.xml"), "client", false),
     ] {
         let Verdict::Good { signer: who, signed_id: signed, .. } = verdict(xml) else {
             panic!("{:?}: {xml}", verdict(xml))
