@@ -160,8 +160,8 @@ async fn process(
                 return Err(Fault::security(fault::SecurityCode::InvalidSecurity, two));
             }
             let text_allowed = api.password_text == PasswordText::Always || request.app_config().secure();
-            let (consumers, gate, nonces) = (&*api.consumers, &api.gate, &*api.nonces);
-            let known = Known { consumers, gate, nonces, now, text_allowed };
+            let (consumers, certificates) = (&*api.consumers, &*api.certificates);
+            let known = Known { consumers, certificates, gate: &api.gate, nonces: &*api.nonces, now, text_allowed };
             let who = security.authenticate(envelope.body, &known).await.map_err(|Refused { fault, reason }| {
                 api.gate.refused(request, reason);
                 fault

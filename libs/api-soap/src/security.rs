@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::fault::{Fault, SecurityCode};
 use crate::reader::{date_time, text_of};
-use crate::signature::{self, Parts, Signature, Signed};
+use crate::signature::{self, Certificates, Parts, Signature, Signed};
 use crate::writer::Xml;
 
 /// WS-Security 1.0: the elements.
@@ -288,7 +288,8 @@ impl<'a, 'text> Security<'a, 'text> {
     pub(crate) async fn authenticate(&self, body: Node<'a, 'text>, known: &Known<'_>) -> Result<Who, Refused> {
         match (&self.signature, &self.timestamp, &self.username) {
             (Some(_), Some(stamp), _) => {
-                let found = self.verify(body, |fingerprint| known.gate.holder_of_certificate(fingerprint), known.now);
+                let holder_of = |fingerprint: &Digest| known.gate.holder_of_certificate(fingerprint);
+                let found = self.verify(body, known.certificates, holder_of, known.now);
                 let Signed { holder, covered, identity } = found.map_err(Refused::because)?;
                 known.claim(&identity, stamp.created, "soap_replayed_signature").await?;
                 Ok(Who { holder, covered: Some(covered) })
@@ -305,6 +306,7 @@ impl<'a, 'text> Security<'a, 'text> {
     pub(crate) fn verify(
         &self,
         body: Node<'a, 'text>,
+        certificates: &Certificates,
         holder_of: impl FnOnce(&Digest) -> Option<Arc<Keyholder>>,
         now: Timestamp,
     ) -> Result<Signed, &'static str> {
@@ -313,7 +315,7 @@ impl<'a, 'text> Security<'a, 'text> {
         };
         let header = self.block.parent().ok_or("soap_unsigned")?;
         let parts = Parts { header, security: self.block, timestamp: stamp.node, token: self.token, body };
-        signature.verify(&parts, holder_of, now)
+        signature.verify(&parts, certificates, holder_of, now)
     }
 }
 
@@ -354,6 +356,8 @@ impl UsernameToken {
 /// What a credential is checked against.
 pub(crate) struct Known<'k> {
     pub(crate) consumers: &'k Consumers,
+    /// Certificates that a signature may name.
+    pub(crate) certificates: &'k Certificates,
     /// Knows whose certificate is whose.
     pub(crate) gate: &'k Gate,
     pub(crate) nonces: &'k dyn NonceStore,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use access::Keyholder;
 use roxmltree::{Node, NodeId};
-use sealing::{SignatureAlgorithm, SignerCertificate, same, sha256, sha512};
+use sealing::{SealError, SignatureAlgorithm, SignerCertificate, same, sha256, sha512};
 use session_model::{Digest, Timestamp};
 
 use crate::canonical;
@@ -30,6 +30,10 @@ const EXCLUSIVE: &str = "http://www.w3.org/2001/10/xml-exc-c14n#";
 const ENVELOPED: &str = "http://www.w3.org/2000/09/xmldsig#enveloped-signature";
 /// A certificate, as the X.509 certificate token profile names it.
 const X509V3: &str = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-x509-token-profile-1.0#X509v3";
+
+/// The identifier of a certificate's key, as the X.509 certificate token profile names it.
+const X509SKI: &str =
+    "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-x509-token-profile-1.0#X509SubjectKeyIdentifier";
 
 /// Parts that one signature may cover: Body, Timestamp, token, and the headers of WS-Addressing.
 const REFERENCES: usize = 8;
@@ -64,6 +68,37 @@ struct Reference<'a> {
     digest: Vec<u8>,
 }
 
+/// Certificates that a signature may name without holding them. Whose they are is another's business.
+#[derive(Debug, Default)]
+pub struct Certificates(Vec<Named>);
+
+#[derive(Debug)]
+struct Named {
+    der: Vec<u8>,
+    serial_number: String,
+    key_identifier: Option<Vec<u8>>,
+}
+
+impl Certificates {
+    /// These certificates.
+    ///
+    /// # Errors
+    /// [`SealError`] if OpenSSL fails.
+    pub fn new(certificates: &[SignerCertificate]) -> Result<Self, SealError> {
+        let named = certificates.iter().map(|certificate| {
+            let (serial_number, key_identifier) = (certificate.serial_number()?, certificate.key_identifier());
+            Ok(Named { der: certificate.to_der()?, serial_number, key_identifier })
+        });
+        Ok(Self(named.collect::<Result<_, SealError>>()?))
+    }
+
+    /// The one that fits; none if two do. That a name is another's does no harm: the signature is then not of this key.
+    fn only(&self, fits: impl Fn(&Named) -> bool) -> Option<Vec<u8>> {
+        let mut found = self.0.iter().filter(|named| fits(named));
+        found.next().filter(|_| found.next().is_none()).map(|named| named.der.clone())
+    }
+}
+
 /// Where the certificate is.
 #[derive(Debug)]
 enum KeyInfo<'a> {
@@ -71,6 +106,10 @@ enum KeyInfo<'a> {
     Token(&'a str),
     /// In the signature.
     Here(Vec<u8>),
+    /// With us: it has this serial number. Its issuer is named, too, but each toolkit spells names its own way.
+    Serial(String),
+    /// With us: its key has this identifier.
+    Key(Vec<u8>),
 }
 
 /// The parts of a message that a signature can be for.
@@ -202,11 +241,12 @@ impl<'a, 'text> Signature<'a, 'text> {
     pub(crate) fn verify(
         &self,
         parts: &Parts<'a, 'text>,
+        certificates: &Certificates,
         holder_of: impl FnOnce(&Digest) -> Option<Arc<Keyholder>>,
         now: Timestamp,
     ) -> Result<Signed, &'static str> {
         let ids = ids(parts.security.document().root_element())?;
-        let der = self.certificate(parts, &ids)?;
+        let der = self.certificate(parts, &ids, certificates)?;
         let fingerprint = sha256(&der);
         let holder = holder_of(&fingerprint).ok_or("soap_unknown_certificate")?;
         let certificate = SignerCertificate::from_der(&der).map_err(|_| "soap_bad_certificate")?;
@@ -244,9 +284,17 @@ impl<'a, 'text> Signature<'a, 'text> {
         Ok(Signed { holder, covered, identity: sha256(&[fingerprint.0.as_slice(), &sha256(&info).0].concat()) })
     }
 
-    fn certificate(&self, parts: &Parts<'_, '_>, ids: &HashMap<&str, Node<'_, '_>>) -> Result<Vec<u8>, &'static str> {
+    fn certificate(
+        &self,
+        parts: &Parts<'_, '_>,
+        ids: &HashMap<&str, Node<'_, '_>>,
+        certificates: &Certificates,
+    ) -> Result<Vec<u8>, &'static str> {
+        let named = |found: Option<Vec<u8>>| found.ok_or("soap_unknown_certificate");
         let der = match &self.key {
             KeyInfo::Here(der) => der.clone(),
+            KeyInfo::Serial(serial) => named(certificates.only(|one| one.serial_number == *serial))?,
+            KeyInfo::Key(key) => named(certificates.only(|one| one.key_identifier.as_ref() == Some(key)))?,
             KeyInfo::Token(id) => {
                 let pointed = ids.get(id).map(Node::id);
                 let token = parts.token.filter(|token| Some(token.id()) == pointed).ok_or("soap_foreign_token")?;
@@ -290,10 +338,11 @@ fn reference<'a>(of: Node<'a, '_>) -> Result<Reference<'a>, Fault> {
     Ok(Reference { id: pointed(of)?, prefixes: prefixes(*canonicalization)?, algorithm, digest: base64(digest)? })
 }
 
-/// Where the certificate is: in a token that is pointed at, or given here, as a key identifier or as toolkits on libxmlsec do.
+/// Where the certificate is: in a token that is pointed at; here, as a key identifier or as toolkits on libxmlsec do; or with us,
+/// by its serial number or the identifier of its key.
 fn key_info<'a>(of: Node<'a, '_>) -> Result<KeyInfo<'a>, Fault> {
     let unknown = || {
-        let what = "a signature must point at a BinarySecurityToken with an X.509 certificate, or hold the certificate";
+        let what = "a signature must point at a BinarySecurityToken with an X.509 certificate, or hold or name the certificate";
         Fault::security(SecurityCode::UnsupportedSecurityToken, what)
     };
     let inside = only(of, SECEXT, "SecurityTokenReference")?.ok_or_else(unknown)?;
@@ -305,15 +354,21 @@ fn key_info<'a>(of: Node<'a, '_>) -> Result<KeyInfo<'a>, Fault> {
     }
     if let Some(identifier) = only(inside, SECEXT, "KeyIdentifier")? {
         let encoding = identifier.attribute("EncodingType").unwrap_or(BASE64);
-        if identifier.attribute("ValueType") != Some(X509V3) || encoding != BASE64 {
-            return Err(unknown());
-        }
-        return Ok(KeyInfo::Here(base64(identifier)?));
+        return match identifier.attribute("ValueType") {
+            Some(X509V3) if encoding == BASE64 => Ok(KeyInfo::Here(base64(identifier)?)),
+            Some(X509SKI) if encoding == BASE64 => Ok(KeyInfo::Key(base64(identifier)?)),
+            Some(_) | None => Err(unknown()),
+        };
     }
     let data = only(inside, DSIG, "X509Data")?.ok_or_else(unknown)?;
-    let mut certificates = data.children().filter(|child| child.has_tag_name((DSIG, "X509Certificate")));
-    match (certificates.next(), certificates.next()) {
-        (Some(certificate), None) => Ok(KeyInfo::Here(base64(certificate)?)),
+    let all = |name| data.children().filter(move |child| child.has_tag_name((DSIG, name)));
+    let (mut certificates, mut serials) = (all("X509Certificate"), all("X509IssuerSerial"));
+    match (certificates.next(), certificates.next(), serials.next(), serials.next()) {
+        (Some(certificate), None, _, _) => Ok(KeyInfo::Here(base64(certificate)?)),
+        (None, None, Some(serial), None) => {
+            let [_issuer, number] = children(serial, ["X509IssuerName", "X509SerialNumber"])?;
+            Ok(KeyInfo::Serial(text_of(number).ok_or_else(unknown)?.trim().to_owned()))
+        }
         _ => Err(unknown()),
     }
 }

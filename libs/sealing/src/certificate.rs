@@ -44,6 +44,38 @@ impl SignerCertificate {
         Ok(Self { certificate, key })
     }
 
+    /// Reads the only one of a PEM file.
+    ///
+    /// # Errors
+    /// [`SealError`] if the file does not hold one certificate.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, SealError> {
+        match X509::stack_from_pem(pem)?.as_slice() {
+            [certificate] => Self::from_der(&certificate.to_der()?),
+            _ => Err(SealError::Malformed("a file must hold one certificate")),
+        }
+    }
+
+    /// It, as its fingerprint is over.
+    ///
+    /// # Errors
+    /// [`SealError`] if OpenSSL fails.
+    pub fn to_der(&self) -> Result<Vec<u8>, SealError> {
+        Ok(self.certificate.to_der()?)
+    }
+
+    /// Its serial number, in decimal.
+    ///
+    /// # Errors
+    /// [`SealError`] if OpenSSL fails.
+    pub fn serial_number(&self) -> Result<String, SealError> {
+        Ok(self.certificate.serial_number().to_bn()?.to_dec_str()?.to_string())
+    }
+
+    /// The identifier of its key, if it has that extension (RFC 5280 section 4.2.1.2).
+    pub fn key_identifier(&self) -> Option<Vec<u8>> {
+        self.certificate.subject_key_id().map(|identifier| identifier.as_slice().to_vec())
+    }
+
     /// Whether a time lies within its validity.
     pub fn is_valid_at(&self, time: Timestamp) -> bool {
         Asn1Time::from_unix(time.as_micros().div_euclid(1_000_000))

@@ -36,7 +36,8 @@ class Identity:
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "consumer")])
         certificate = (
             x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(7)
-            .not_valid_before(datetime.datetime(begin, 1, 1)).not_valid_after(datetime.datetime(end, 1, 1)).sign(key, hashes.SHA256())
+            .not_valid_before(datetime.datetime(begin, 1, 1)).not_valid_after(datetime.datetime(end, 1, 1))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False).sign(key, hashes.SHA256())
         )
         self.raw = key
         self.der = certificate.public_bytes(serialization.Encoding.DER)
@@ -111,6 +112,13 @@ def own(name, parts, method=T.RSA_SHA256, key=None, transform=T.EXCL_C14N, c14n=
     info = etree.SubElement(etree.SubElement(signature, "{%s}KeyInfo" % DS), "{%s}SecurityTokenReference" % WSSE)
     if key_info == "token":
         etree.SubElement(info, "{%s}Reference" % WSSE, URI="#token", ValueType=X509V3)
+    elif key_info == "serial":
+        serial = etree.SubElement(etree.SubElement(info, "{%s}X509Data" % DS), "{%s}X509IssuerSerial" % DS)
+        etree.SubElement(serial, "{%s}X509IssuerName" % DS).text = "CN=consumer"
+        etree.SubElement(serial, "{%s}X509SerialNumber" % DS).text = "7"
+    elif key_info == "key":
+        held = etree.SubElement(info, "{%s}KeyIdentifier" % WSSE, ValueType=X509V3.replace("X509v3", "X509SubjectKeyIdentifier"))
+        held.text = base64.b64encode(x509.SubjectKeyIdentifier.from_public_key(known.raw.public_key()).digest).decode()
     else:
         held = etree.SubElement(info, "{%s}KeyIdentifier" % WSSE, ValueType=X509V3, EncodingType=BASE64)
         held.text = base64.encodebytes(known.der).decode()
@@ -123,6 +131,8 @@ addressed = f"<a:MessageID xmlns:a='{WSA}'>urn:uuid:0190a5c2-7c1e-7000-8000-0000
 own("all-parts", [BODY, STAMP, "//w:BinarySecurityToken", "//a:MessageID", "//a:Action"], prefixes="#default c s xsi unused", key_info="token",
     soap=SOAP12, headers=addressed)
 own("identifier", [BODY, STAMP])
+own("by-serial", [BODY, STAMP], key_info="serial")
+own("by-key", [BODY, STAMP], key_info="key", soap=SOAP12)
 own("unsigned-timestamp", [BODY])
 own("unsigned-body", [STAMP])
 own("no-timestamp", [BODY], timestamp=False)
@@ -147,5 +157,6 @@ value = known.raw.sign(canonical, padding.PKCS1v15(), hashes.SHA256())
 tree.find(".//{%s}SignatureValue" % DS).text = base64.b64encode(value).decode()
 save("empty", tree)
 
+(out / "rsa.pem").write_bytes(known.cert)
 digest = lambda identity: hashlib.sha256(identity.der).hexdigest()
 (out / "certificates.json").write_text(json.dumps({"rsa": digest(known), "ec": digest(curve), "expired": digest(expired)}, indent=1) + "\n")

@@ -12,6 +12,7 @@ import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import javax.xml.namespace.QName;
 import javax.xml.parsers.DocumentBuilderFactory;
+import javax.xml.soap.SOAPConstants;
 import javax.xml.soap.SOAPFault;
 import javax.xml.transform.dom.DOMSource;
 import javax.xml.ws.BindingProvider;
@@ -71,10 +72,12 @@ public class Scenario {
             }
             var signature = new WSSecSignature();
             signature.setUserInfo("key", "changeit");
-            signature.setKeyIdentifierType(WSConstants.BST_DIRECT_REFERENCE);
+            String soap = document.getDocumentElement().getNamespaceURI();
+            // Of the auditor the service has the certificate's fingerprint only: it must be sent. In the other case WSS4J's default will do.
+            boolean sent = name.equals("audit") || soap.equals(SOAPConstants.URI_NS_SOAP_1_1_ENVELOPE);
+            signature.setKeyIdentifierType(sent ? WSConstants.BST_DIRECT_REFERENCE : WSConstants.ISSUER_SERIAL);
             signature.setSignatureAlgorithm(name.equals("audit") ? "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha256" : "http://www.w3.org/2001/04/xmldsig-more#rsa-sha256");
             signature.setDigestAlgo(WSConstants.SHA256);
-            String soap = document.getDocumentElement().getNamespaceURI();
             signature.setParts(List.of(
                 new WSEncryptionPart("Body", soap, "Content"),
                 new WSEncryptionPart("Timestamp", WSConstants.WSU_NS, "Content")));

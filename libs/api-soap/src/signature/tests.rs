@@ -60,7 +60,7 @@ fn read(xml: &str, known: impl Fn(&Digest) -> Option<String>) -> Result<Verdict,
     let now = Timestamp::parse(created.text().unwrap()).unwrap().plus(session_model::Seconds(1));
     security.check_time(now)?;
     let holder = |name: String| Arc::new(Keyholder::new(name, "default".parse().unwrap(), vec![Role::Application], 0));
-    let verified = security.verify(message.body, |digest| known(digest).map(holder), now);
+    let verified = security.verify(message.body, &certificates(), |digest| known(digest).map(holder), now);
     Ok(match verified {
         Ok(Signed { holder, covered, identity }) => {
             let signed_id = id.is_some_and(|(_, node)| covered.contains(&node));
@@ -68,6 +68,12 @@ fn read(xml: &str, known: impl Fn(&Digest) -> Option<String>) -> Result<Verdict,
         }
         Err(reason) => Verdict::Refused(reason),
     })
+}
+
+/// The certificate that some messages name only.
+fn certificates() -> Certificates {
+    let pem = include_bytes!("../testdata/signed/rsa.pem");
+    Certificates::new(&[SignerCertificate::from_pem(pem).unwrap()]).unwrap()
 }
 
 fn is_good(xml: &str) -> bool {
@@ -112,6 +118,8 @@ fn what_other_implementations_sign_is_good() {
         (golden!("zeep-ecdsa"), "ec", false),
         (golden!("zeep-x509data"), "rsa", false),
         (golden!("identifier"), "rsa", false),
+        (golden!("by-serial"), "rsa", false),
+        (golden!("by-key"), "rsa", false),
         (golden!("all-parts"), "rsa", true),
         (golden!("unsigned-message-id"), "rsa", false),
         // Two prefixes for one namespace, and lists of them.
@@ -184,6 +192,13 @@ fn who_did_not_sign_body_and_time_stamp_is_refused() {
     ] {
         assert_eq!(verdict(xml), Verdict::Refused(reason), "{xml}");
     }
+    // One that is named, but is not with us; and one that two are called.
+    let serial = golden!("by-serial");
+    let other = serial.replace("SerialNumber>7<", "SerialNumber>8<");
+    assert_eq!((other == serial, verdict(&other)), (false, Verdict::Refused("soap_unknown_certificate")));
+    let pem = include_bytes!("../testdata/signed/rsa.pem");
+    let two = [SignerCertificate::from_pem(pem).unwrap(), SignerCertificate::from_pem(pem).unwrap()];
+    assert_eq!(Certificates::new(&two).unwrap().only(|one| one.serial_number == "7"), None);
     let nobody = read(golden!("zeep-rsa"), |_| None);
     assert_eq!(nobody.unwrap(), Verdict::Refused("soap_unknown_certificate"));
 }

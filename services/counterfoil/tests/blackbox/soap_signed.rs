@@ -157,6 +157,42 @@ fn whoever_does_not_sign_as_a_consumer_is_told_one_thing() {
 }
 
 #[test]
+fn a_certificate_that_is_kept_as_a_file_need_not_be_sent() {
+    let billing = Identity::new("billing", None);
+    let home = home();
+    let file = home.folder.path().join("billing.crt");
+    std::fs::write(&file, billing.certificate.to_pem().unwrap()).unwrap();
+    let files = format!("[\"{}\"]", file.display());
+    let home = home.with("SOAP__CONSUMERS__BILLING__CERTIFICATE_FILES", &files);
+    let program = home.start();
+    let serial = billing.certificate.serial_number().to_bn().unwrap().to_dec_str().unwrap();
+    let named = format!(
+        "<d:X509Data><d:X509IssuerSerial><d:X509IssuerName>CN=billing</d:X509IssuerName>\
+         <d:X509SerialNumber>{serial}</d:X509SerialNumber></d:X509IssuerSerial></d:X509Data>"
+    );
+    let by_serial = |message: String| {
+        let (head, rest) = message.split_once("<w:BinarySecurityToken").unwrap();
+        let (_, rest) = rest.split_once("</w:BinarySecurityToken>").unwrap();
+        format!("{head}{rest}").replace("<w:Reference URI=\"#token\"/>", &named)
+    };
+    assert_eq!(send(&program, &create(SOAP11).signed(&billing)).status, 200, "sent all the same");
+    let sent = by_serial(create(SOAP12).signed(&billing));
+    assert!(!sent.contains("BinarySecurityToken"));
+    assert_eq!(send(&program, &sent).status, 200);
+    let stranger = Identity::new("billing", None);
+    assert_eq!(fault(&send(&program, &by_serial(create(SOAP12).signed(&stranger)))), "FailedAuthentication");
+    program.stop();
+    // Two consumers cannot have it, and what is no certificate is told by its file.
+    let home = home.with("SOAP__CONSUMERS__AUDIT__CERTIFICATE_FILES", &files);
+    let start = ["--set", "server.listen=127.0.0.1:0", "--set", "management.listen=127.0.0.1:0"];
+    let (code, said) = home.run(&start);
+    assert!(code == Some(1) && said.contains("another consumer has the certificate"), "{said}");
+    std::fs::write(&file, "no certificate").unwrap();
+    let (code, said) = home.run(&start);
+    assert!(code == Some(1) && said.contains("certificate_files") && said.contains("billing.crt"), "{said}");
+}
+
+#[test]
 fn a_message_has_one_credential() {
     let (home, billing, _) = signers();
     let program = home.start();
