@@ -182,6 +182,8 @@ pub(crate) fn parse(text: &str) -> Result<Document<'_>, Fault> {
 pub(crate) struct Envelope<'a, 'text> {
     /// The header blocks that are addressed to us.
     pub(crate) headers: Vec<Node<'a, 'text>>,
+    /// The body.
+    pub(crate) body: Node<'a, 'text>,
     /// The one child of the body.
     pub(crate) request: Node<'a, 'text>,
 }
@@ -227,19 +229,19 @@ impl<'a, 'text> Envelope<'a, 'text> {
             return Err(Fault::not_understood(strange.into_iter().map(name).collect()));
         }
         match elements(body)?.as_slice() {
-            [request] => Ok(Self { headers: ours, request: *request }),
+            [request] => Ok(Self { headers: ours, body, request: *request }),
             _ => Err(malformed("the Body must have exactly one child")),
         }
     }
 }
 
 /// The child elements of one that has no text of its own.
-fn elements<'a, 'text>(node: Node<'a, 'text>) -> Result<Vec<Node<'a, 'text>>, Fault> {
+pub(crate) fn elements<'a, 'text>(node: Node<'a, 'text>) -> Result<Vec<Node<'a, 'text>>, Fault> {
     let stray = |child: &Node<'_, '_>| {
         child.is_text() && !child.text().unwrap_or_default().chars().all(|c| matches!(c, ' ' | '\t' | '\r' | '\n'))
     };
     if node.children().any(|child| stray(&child)) {
-        return Err(malformed("there is text between the parts of the envelope"));
+        return Err(malformed("there is text between elements of the message that hold none"));
     }
     Ok(node.children().filter(Node::is_element).collect())
 }

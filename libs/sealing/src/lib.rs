@@ -5,10 +5,12 @@
 //! * [`Keyring`] holds the key-encryption key and what is derived from it.
 //! * [`LogKey`] signs checkpoints; [`VerifierKey`] verifies them. [`CosignerKey`] and [`CosignerVerifier`] are a witness's.
 //! * [`ClusterKey`] and [`FrameKey`] seal what nodes send each other.
+//! * [`SignerCertificate`] verifies what somebody else signed with the key of a certificate.
 //! * [`Ids`] makes identifiers and secrets.
 //!
 //! Keys come in as bytes and go out wrapped: this crate opens no file.
 
+mod certificate;
 mod cluster;
 mod cosigner;
 mod data_key;
@@ -16,6 +18,7 @@ mod ids;
 mod keyring;
 mod log_key;
 
+pub use certificate::{SignatureAlgorithm, SignerCertificate};
 pub use cluster::{ClusterKey, FRAME_TAG, FrameKey};
 pub use cosigner::{CosignerKey, CosignerVerifier};
 pub use data_key::{DataKey, Sealed};
@@ -61,6 +64,11 @@ const TAG: usize = 16;
 /// SHA-256.
 pub fn sha256(bytes: &[u8]) -> Digest {
     Digest(openssl::sha::sha256(bytes))
+}
+
+/// SHA-512.
+pub fn sha512(bytes: &[u8]) -> [u8; 64] {
+    openssl::sha::sha512(bytes)
 }
 
 /// The password digest of the WS-Security UsernameToken profile 1.1 (section 3.1): SHA-1(nonce ‖ created ‖ password). SHA-1

@@ -640,8 +640,7 @@ impl Config {
                 return Err(ConfigError::Value { key: key.into(), why: "must not be 0".into() });
             }
         }
-        let certificates = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
-        self.soap.check(&self.realms, certificates).map_err(|(key, why)| ConfigError::Value { key, why })
+        self.soap.check(&self.realms).map_err(|(key, why)| ConfigError::Value { key, why })
     }
 
     /// The realms and what each demands.

@@ -498,6 +498,7 @@ impl Interfaces {
             observer: Arc::clone(&self.rest.observer),
             origin: Arc::clone(&self.rest.origin),
             consumers: Arc::new(consumers.by_name),
+            certificates: Arc::new(consumers.certificates),
             password_text: config.soap.password_text.into(),
             nonces,
             public_url: config.soap.public_url.clone().unwrap_or_else(|| format!("{url}/soap/v1")).into(),
