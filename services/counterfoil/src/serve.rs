@@ -241,6 +241,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let evidence = EvidenceApi {
         audit: api.audit.clone(),
         keys: Arc::new(vault),
+        stamps: {
+            let config = config.clone();
+            Arc::new(move || crate::anchors::stamps(&config))
+        },
         now,
         room: Arc::new(Semaphore::new(BUNDLES)),
         last_check: verification,

@@ -25,4 +25,5 @@ mod soap_differential;
 mod soap_golden;
 mod soap_messages;
 mod soap_security;
+mod time_stamps;
 mod walk;
