@@ -11,7 +11,7 @@ use session_model::{Digest, KeyId, LeafIndex, SessionId, Timestamp, TreeSize, Ve
 
 use crate::{
     Answer, AppendError, Appended, Batch, Credential, DataKeyRow, LogHead, LogIndex, LogPostings, LogReader, LogStore,
-    LogWriter, Posting, Projected, Projection, ReadError, SessionFilter, StoredBatch, StoredEntry, Term,
+    LogWriter, Posting, Projected, Projection, ReadError, Rewrap, SessionFilter, StoredBatch, StoredEntry, Term,
 };
 
 /// How one step of an append fails.
@@ -119,6 +119,10 @@ impl LogIndex for FaultyLog {
         self.inner.data_keys(ids).await
     }
 
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError> {
+        self.inner.data_keys_after(after, limit).await
+    }
+
     async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
         self.inner.data_keys_owned_by(owner).await
     }
@@ -202,6 +206,10 @@ impl LogWriter for FaultyLog {
 
     async fn forget_expired(&self, now: Timestamp, limit: usize) -> Result<usize, ReadError> {
         self.inner.forget_expired(now, limit).await
+    }
+
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
+        self.inner.rewrap(keys).await
     }
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {

@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::audit_commands::{AuditCommand, run_audit_command};
 use crate::config::Config;
 use crate::key_commands::{KeyCommand, run_key_command};
+use crate::key_encryption::{KeyEncryptionCommand, run_key_encryption_command};
 use crate::log_keys::{LogKeyCommand, run_log_key_command};
 use crate::output::{Output, write};
 use crate::soap::{SoapCommand, SoapVersion, description, run_soap_command};
@@ -57,6 +58,9 @@ enum Command {
     /// Changes the key that signs the log's checkpoints
     #[command(subcommand)]
     LogKey(LogKeyCommand),
+    /// Changes the key that data keys are wrapped with
+    #[command(subcommand)]
+    KeyEncryption(KeyEncryptionCommand),
     /// What auditors ask of a log and take away
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -135,6 +139,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Key(command) => runtime()?.block_on(run_key_command(&common.load()?, command, common.output))?,
         Command::LogKey(command) => {
             runtime()?.block_on(run_log_key_command(&common.load()?, command, common.output))?;
+        }
+        Command::KeyEncryption(command) => {
+            runtime()?.block_on(run_key_encryption_command(&common.load()?, command, common.output))?;
         }
         Command::Audit(command) => run_audit_command(&common, command)?,
         Command::Witness(args) => runtime()?.block_on(run_witness(args))?,

@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod evidence_commands;
 mod key_commands;
+mod key_encryption;
 mod key_files;
 mod log_keys;
 mod management;

@@ -16,6 +16,7 @@ mod bad_weather;
 mod console;
 mod evidence;
 mod export;
+mod key_encryption;
 mod log_keys;
 mod program;
 mod secrets;
