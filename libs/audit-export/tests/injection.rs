@@ -65,6 +65,8 @@ fn actions() -> impl Strategy<Value = Action> {
         Action::AuditRead,
         Action::KeyCreated,
         Action::KeyRevoked,
+        Action::KeyRotated,
+        Action::KeyRewrapped,
         Action::ServiceStarted,
         Action::ServiceStopped,
         Action::ViewQuarantined,

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use audit_log::{
-    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, Known, LogWriter, ReadError, SubjectChange,
+    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, Known, LogWriter, ReadError, Rewrap, SubjectChange,
     encode_leaves, encode_sealed, refusals,
 };
 use session_model::{KeyId, SessionId, Timestamp, TreeSize};
@@ -113,6 +113,24 @@ impl LogWriter for SqliteLog {
         marks.map_err(unavailable)?;
         let forgotten = answers.map_err(unavailable)?.rows_affected();
         Ok(usize::try_from(forgotten).unwrap_or(usize::MAX))
+    }
+
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
+        let mut rows = Rows::new();
+        for key in keys {
+            rows.row().blob(key.id.uuid()).blob(&key.wrapped).blob(&key.rewrapped);
+        }
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let rewrap = rows.query(
+            "UPDATE data_key SET wrapped = substr(?2, j.value ->> 4, j.value ->> 5) FROM json_each(?1) AS j
+             WHERE data_key.id = substr(?2, j.value ->> 0, j.value ->> 1) AND data_key.wrapped = substr(?2, j.value ->> 2, j.value ->> 3)",
+        );
+        let mut writer = self.writer().await.map_err(unavailable)?;
+        let done = rewrap.execute(writer.connection()).await;
+        writer.release();
+        done.map(|done| usize::try_from(done.rows_affected()).unwrap_or(usize::MAX)).map_err(unavailable)
     }
 
     async fn prepare(&self, _size: TreeSize, _now: Timestamp) -> Result<(), ReadError> {

@@ -28,8 +28,8 @@ use uuid::Uuid;
 
 use crate::{
     Appended, Batch, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim, LogIdentity,
-    LogReader, LogStore, MemoryLog, Posting, Projected, Projection, Proposed, ReadError, Refusal, Refused, SealedEntry,
-    Seat, Sequencer, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
+    LogReader, LogStore, MemoryLog, Posting, Projected, Projection, Proposed, ReadError, Refusal, Refused, Rewrap,
+    SealedEntry, Seat, Sequencer, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
 };
 
 /// Makes the module `$name` with one `#[tokio::test]` for each rule.
@@ -88,6 +88,8 @@ macro_rules! conformance_tests {
                 an_erased_key_is_gone_with_those_it_owns
                 a_held_key_is_not_erased
                 a_key_in_use_is_not_erased
+                data_keys_are_gone_through_in_order
+                a_data_key_is_wrapped_anew_only_as_it_was_read
                 postings_read_back_by_term_and_segment
                 postings_are_changed_by_one_at_a_time
                 places_of_sessions_are_found_together
@@ -1187,6 +1189,39 @@ pub async fn a_held_key_is_not_erased(log: Arc<dyn LogStore>) {
     let release = Draft::new(3).existing_key(key(1)).subject(SubjectChange::Held(key(1), false));
     commit(&*log, vec![release]).await;
     commit(&*log, erase()).await;
+}
+
+/// From the first, and from behind any.
+pub async fn data_keys_are_gone_through_in_order(log: Arc<dyn LogStore>) {
+    assert!(log.data_keys_after(None, 9).await.unwrap().is_empty());
+    let keys: Vec<Draft> = [5, 1, 4, 2, 3].map(|number| Draft::new(number).new_key(key_row(number))).to_vec();
+    commit(&*log, keys).await;
+    let after = async |after: Option<u128>, limit| {
+        let found = log.data_keys_after(after.map(key), limit).await.unwrap();
+        found.into_iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    assert_eq!(after(None, 2).await, [key(1), key(2)]);
+    assert_eq!(after(Some(2), 9).await, [key(3), key(4), key(5)]);
+    assert!(after(Some(5), 9).await.is_empty());
+    assert_eq!(log.data_keys_after(Some(key(1)), 1).await.unwrap(), [key_row(2)]);
+}
+
+/// And nothing else of it changes: lookup, owner, hold, open sessions.
+pub async fn a_data_key_is_wrapped_anew_only_as_it_was_read(log: Arc<dyn LogStore>) {
+    let held = Draft::new(1).new_key(key_row(1)).take_seat(key(1), 1).subject(SubjectChange::Held(key(1), true));
+    let owned = DataKeyRow { lookup: None, owner: Some(key(1)), ..key_row(2) };
+    commit(&*log, vec![held, Draft::new(2).new_key(owned.clone()), Draft::new(3).new_key(key_row(3))]).await;
+    let to =
+        |number: u128, from: u8, to: u8| Rewrap { id: key(number), wrapped: vec![from; 60], rewrapped: vec![to; 69] };
+    // One that is there, one that is wrapped otherwise, one that does not exist.
+    assert_eq!(log.rewrap(&[to(1, 7, 8), to(2, 7, 9), to(3, 6, 9), to(4, 7, 9)]).await.unwrap(), 2);
+    assert_eq!(log.rewrap(&[to(1, 7, 9)]).await.unwrap(), 0, "it is not as it was any more");
+    assert_eq!(log.rewrap(&[]).await.unwrap(), 0);
+    let now = log.data_keys(&[key(1), key(2), key(3), key(4)]).await.unwrap();
+    let first = DataKeyRow { wrapped: vec![8; 69], held: true, ..key_row(1) };
+    assert_eq!(now, [Some(first), Some(DataKeyRow { wrapped: vec![9; 69], ..owned }), Some(key_row(3)), None]);
+    assert!(log.data_keys_by_lookup(&[digest(1)]).await.unwrap()[0].is_some());
+    refuse(&*log, vec![creates(5, key(1), 1)], &[(0, Refusal::CapReached)]).await;
 }
 
 /// Not while it has open sessions, and not beside anything that touches it in the same batch, before or after.

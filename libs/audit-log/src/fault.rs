@@ -12,7 +12,7 @@ use session_model::{Digest, KeyId, LeafIndex, SessionId, Timestamp, TreeSize, Ve
 
 use crate::{
     Answer, AppendError, Appended, Batch, Credential, DataKeyRow, LogHead, LogIndex, LogPostings, LogReader, LogStore,
-    LogWriter, Posting, Projected, Projection, ReadError, SessionFilter, StoredBatch, StoredEntry, Term,
+    LogWriter, Posting, Projected, Projection, ReadError, Rewrap, SessionFilter, StoredBatch, StoredEntry, Term,
 };
 
 /// How one step of an append fails.
@@ -130,6 +130,10 @@ impl LogIndex for FaultyLog {
         self.reach()?.data_keys(ids).await
     }
 
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError> {
+        self.inner.data_keys_after(after, limit).await
+    }
+
     async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
         self.reach()?.data_keys_owned_by(owner).await
     }
@@ -216,6 +220,10 @@ impl LogWriter for FaultyLog {
 
     async fn forget_expired(&self, now: Timestamp, limit: usize) -> Result<usize, ReadError> {
         self.reach()?.forget_expired(now, limit).await
+    }
+
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
+        self.inner.rewrap(keys).await
     }
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {

@@ -10,7 +10,7 @@ use session_model::{Digest, KeyId, Kind, LeafIndex, RealmName, SessionId, Timest
 
 use crate::{
     Answer, AppendError, Appended, Batch, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, LogHead,
-    LogIndex, LogPostings, LogReader, LogWriter, Posting, Projected, Projection, ReadError, Refusal, Refused,
+    LogIndex, LogPostings, LogReader, LogWriter, Posting, Projected, Projection, ReadError, Refusal, Refused, Rewrap,
     SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
 };
 
@@ -300,6 +300,15 @@ impl LogIndex for MemoryLog {
         Ok(ids.iter().map(|id| state.keys.get(id).map(|key| key.row.clone())).collect())
     }
 
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError> {
+        let state = self.state.lock();
+        let behind = state.keys.values().filter(|key| after.is_none_or(|after| key.row.id > after));
+        let mut rows: Vec<DataKeyRow> = behind.map(|key| key.row.clone()).collect();
+        rows.sort_unstable_by_key(|row| row.id);
+        rows.truncate(limit);
+        Ok(rows)
+    }
+
     async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
         let state = self.state.lock();
         Ok(state.keys.values().filter(|key| key.row.owner == Some(owner)).map(|key| key.row.id).collect())
@@ -434,6 +443,20 @@ impl LogWriter for MemoryLog {
             state.uses.remove(&id);
         }
         Ok(expired.len())
+    }
+
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
+        let mut state = self.state.lock();
+        let mut done = 0;
+        for key in keys {
+            if let Some(row) =
+                state.keys.get_mut(&key.id).map(|key| &mut key.row).filter(|row| row.wrapped == key.wrapped)
+            {
+                row.wrapped.clone_from(&key.rewrapped);
+                done += 1;
+            }
+        }
+        Ok(done)
     }
 
     async fn prepare(&self, _size: TreeSize, _now: Timestamp) -> Result<(), ReadError> {

@@ -132,6 +132,17 @@ pub struct DataKeyRow {
     pub held: bool,
 }
 
+/// A data key to be wrapped anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrap {
+    /// Which.
+    pub id: KeyId,
+    /// As it is wrapped now.
+    pub wrapped: Vec<u8>,
+    /// As it shall be wrapped.
+    pub rewrapped: Vec<u8>,
+}
+
 /// A seat to take: one open session of a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seat {
@@ -366,6 +377,9 @@ pub trait LogIndex: Send + Sync + 'static {
     /// The ids of the data keys that this one owns, in any order.
     async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError>;
 
+    /// The data keys behind this one, or from the first, in the order of their ids, at most `limit`.
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError>;
+
     /// The data keys with these ids, in order; `None` where there is none (any more).
     async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError>;
 
@@ -421,6 +435,13 @@ pub trait LogWriter: Send + Sync + 'static {
     /// # Errors
     /// [`ReadError`].
     async fn forget_expired(&self, now: Timestamp, limit: usize) -> Result<usize, ReadError>;
+
+    /// Wraps data keys anew: those that exist and are still wrapped as it says; answers how many. What an append is changing at the moment
+    /// may be left as it is. Nothing but the wrapping changes: the key, what it has sealed and what is kept with it stay.
+    ///
+    /// # Errors
+    /// [`ReadError`]; some or all may then be done.
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError>;
 
     /// Makes room ahead of the log where the store needs that (partitions). Called at start and now and then.
     ///

@@ -23,7 +23,7 @@ pub use cluster::{ClusterKey, FRAME_TAG, FrameKey};
 pub use cosigner::{CosignerKey, CosignerVerifier};
 pub use data_key::{DataKey, Sealed};
 pub use ids::{Ids, token_digest};
-pub use keyring::Keyring;
+pub use keyring::{Keyring, WrappingKeyId};
 pub use log_key::{LogKey, VerifierKey};
 
 use std::sync::LazyLock;
@@ -50,6 +50,12 @@ pub enum SealError {
     /// The ciphertext, its key or what it is bound to is not what was sealed.
     #[error("cannot be opened: altered, or sealed for another place or by another key")]
     NotAuthentic,
+    /// It was wrapped by a wrapping key that is not among ours.
+    #[error(
+        "wrapped by the wrapping key {0}, which is not in this node's key file: copy the key files from where it was made, and start this \
+         node again"
+    )]
+    UnknownWrappingKey(String),
     /// Key material of the wrong form.
     #[error("the key material is malformed: {0}")]
     Malformed(&'static str),

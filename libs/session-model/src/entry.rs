@@ -65,6 +65,10 @@ words! {
         KeyCreated = "key.created",
         /// A credential was revoked.
         KeyRevoked = "key.revoked",
+        /// Another key of several is the one in use from now on.
+        KeyRotated = "key.rotated",
+        /// Data keys are wrapped anew, by the wrapping key in use.
+        KeyRewrapped = "key.rewrapped",
         /// The service began on a node.
         ServiceStarted = "service.started",
         /// The service stopped on a node.

@@ -17,6 +17,7 @@ use crate::audit_commands::{AuditCommand, run_audit_command};
 use crate::cluster::{ClusterCommand, run_cluster_command};
 use crate::config::Config;
 use crate::key_commands::{KeyCommand, run_key_command};
+use crate::key_encryption::{KeyEncryptionCommand, run_key_encryption_command};
 use crate::log_keys::{LogKeyCommand, run_log_key_command};
 use crate::output::{Output, write};
 use crate::soap::{SoapCommand, SoapVersion, description, run_soap_command};
@@ -58,6 +59,9 @@ enum Command {
     /// Changes the key that signs the log's checkpoints
     #[command(subcommand)]
     LogKey(LogKeyCommand),
+    /// Changes the key that data keys are wrapped with
+    #[command(subcommand)]
+    KeyEncryption(KeyEncryptionCommand),
     /// What auditors ask of a log and take away
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -139,6 +143,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Key(command) => runtime()?.block_on(run_key_command(&common.load()?, command, common.output))?,
         Command::LogKey(command) => {
             runtime()?.block_on(run_log_key_command(&common.load()?, command, common.output))?;
+        }
+        Command::KeyEncryption(command) => {
+            runtime()?.block_on(run_key_encryption_command(&common.load()?, command, common.output))?;
         }
         Command::Audit(command) => run_audit_command(&common, command)?,
         Command::Cluster(command) => {

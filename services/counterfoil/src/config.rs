@@ -233,6 +233,8 @@ pub(crate) enum WhenWrong {
 pub(crate) struct Anchors {
     /// An object store. Default: none.
     pub s3: Option<S3Section>,
+    /// A time-stamping authority (RFC 3161). Default: none.
+    pub tsa: Option<TsaSection>,
     /// Witnesses that others run (`counterfoil witness`, or any C2SP tlog-witness), by a name for people. Default: none.
     pub witnesses: BTreeMap<String, Witness>,
     /// How many witnesses must cosign a checkpoint before it is shown as cosigned. From 1 to their number. Default 0, for none.
@@ -298,6 +300,32 @@ pub(crate) enum S3Mode {
     Compliance,
     Governance,
     Bucket,
+}
+
+/// A time-stamping authority (RFC 3161).
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TsaSection {
+    /// Where requests are posted to. `http` will do: what comes back is signed, and what goes there is a hash.
+    pub url: String,
+    /// Policy to ask for, an object identifier such as `1.2.3.4.1`. Default: the authority's own.
+    #[serde(default)]
+    pub policy: Option<String>,
+    /// PEM file of the certificates that the authority's must lead up to. Auditors verify with the same (`--tsa-ca`).
+    pub ca_file: PathBuf,
+    /// PEM file of the certificate authorities to trust for `https`. Default: the system's.
+    #[serde(default)]
+    pub tls_ca_file: Option<PathBuf>,
+    /// Seconds between time stamps, when there is something new; after a failure it is tried again within a minute. Default 3,600.
+    #[serde(default = "tsa_interval")]
+    pub interval_s: u64,
+    /// Folder of the time stamps. Default: `time-stamps` beside `anchor.file`.
+    #[serde(default)]
+    pub folder: Option<PathBuf>,
+}
+
+fn tsa_interval() -> u64 {
+    3_600
 }
 
 /// A witness.
@@ -547,7 +575,7 @@ impl Default for Config {
             },
             anchor: Anchor { file: None, interval_s: 1 },
             verify: Verify { within_s: 86_400, when_wrong: WhenWrong::Report },
-            anchors: Anchors { s3: None, witnesses: BTreeMap::new(), quorum: 0, witness_interval_s: 10 },
+            anchors: Anchors { s3: None, tsa: None, witnesses: BTreeMap::new(), quorum: 0, witness_interval_s: 10 },
             sinks: BTreeMap::new(),
             realms: [("default".to_owned(), Realm { profile: Profile::Default, overrides: Overrides::default() })]
                 .into(),
@@ -714,6 +742,12 @@ impl Config {
     /// File of the outside checkpoint.
     pub(crate) fn anchor_file(&self) -> PathBuf {
         self.anchor.file.clone().unwrap_or_else(|| self.data_dir.join("checkpoint"))
+    }
+
+    /// Folder of the time stamps, whether there is an authority now or not.
+    pub(crate) fn stamps_folder(&self) -> PathBuf {
+        let given = self.anchors.tsa.as_ref().and_then(|tsa| tsa.folder.clone());
+        given.unwrap_or_else(|| self.anchor_file().with_file_name("time-stamps"))
     }
 
     /// How long a commit may take.

@@ -183,6 +183,7 @@ async fn from_log(config: &Config, args: BundleArgs) -> Result<(), Failure> {
         },
         reveal: args.purpose.clone(),
         keep: sizes(&args.saved)?,
+        stamps: crate::anchors::stamps(config),
         made_at,
         made_by: "command-line".into(),
         vkeys: keys.known.iter().map(|known| known.vkey.clone()).collect(),

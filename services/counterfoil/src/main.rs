@@ -9,6 +9,7 @@ mod cluster;
 mod config;
 mod evidence_commands;
 mod key_commands;
+mod key_encryption;
 mod key_files;
 mod log_keys;
 mod management;

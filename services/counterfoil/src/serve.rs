@@ -98,6 +98,10 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let opened = open_log(config).await?;
     let size = opened.store.head().await?.size();
     let keys = KeyFiles::open(&config.keys_dir(), size)?;
+    // Said now, rather than by every request: these key files are from before the wrapping key was replaced, or the database is.
+    for row in opened.store.data_keys_after(None, 100).await? {
+        keys.keyring.wrapped_by(&row.wrapped).map_err(|failure| format!("data key {}: {failure}", row.id))?;
+    }
     let places = Places::new(config)?;
     let reader: Arc<dyn LogReader> = Arc::clone(&opened.store) as _;
     let head = places.check(&*reader, &keys.verifiers()?).await?;
@@ -254,6 +258,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let evidence = EvidenceApi {
         audit: api.audit.clone(),
         keys: Arc::new(vault),
+        stamps: {
+            let config = config.clone();
+            Arc::new(move || crate::anchors::stamps(&config))
+        },
         now,
         room: Arc::new(Semaphore::new(BUNDLES)),
         last_check: verification,

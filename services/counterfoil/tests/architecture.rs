@@ -13,6 +13,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("merkle-log", &["session-model"]),
     ("sealing", &["merkle-log", "session-model"]),
     ("audit-export", &["session-model"]),
+    ("time-stamp", &["session-model"]),
     ("witness", &["merkle-log", "sealing", "session-model"]),
     // Ports.
     ("cluster", &["sealing", "session-model"]),
@@ -34,7 +35,7 @@ const MAY: &[(&str, &[&str])] = &[
     // What auditors search with.
     ("audit-search", &["audit-log", "merkle-log", "sealing", "session-model"]),
     ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
-    ("anchors", &["audit-log", "http-client", "merkle-log", "sealing", "session-model"]),
+    ("anchors", &["audit-log", "http-client", "merkle-log", "sealing", "session-model", "time-stamp"]),
     // The service and who may ask it.
     ("session-service", &["audit-log", "cluster", "merkle-log", "sealing", "session-model", "session-view"]),
     ("access", &["audit-log", "sealing", "session-model"]),
@@ -87,7 +88,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("http-client", &[]),
     // The offline verifier shares only pure crates with the server.
-    ("counterfoil-verify", &["merkle-log", "session-model"]),
+    ("counterfoil-verify", &["merkle-log", "session-model", "time-stamp"]),
     ("counterfoil-bench-peers", &[]),
 ];
 

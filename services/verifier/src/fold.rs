@@ -9,6 +9,7 @@ use session_model::{
 
 use crate::group::{Entry, Group, Part};
 use crate::report::{Erased, Finding, Pruned, Report};
+use crate::stamps::Stamps;
 
 /// The newest entry of a session that was seen.
 struct Last {
@@ -49,10 +50,11 @@ pub(crate) struct Fold {
     tree: Vec<Finding>,
     findings: Vec<Finding>,
     report: Report,
+    stamps: Stamps,
 }
 
 impl Fold {
-    pub(crate) fn new(report: Report, revealed: bool) -> Self {
+    pub(crate) fn new(report: Report, revealed: bool, stamps: Stamps) -> Self {
         Self {
             first: report.first,
             time: Timestamp::from_micros(i64::MIN),
@@ -66,6 +68,7 @@ impl Fold {
             tree: Vec::new(),
             findings: Vec::new(),
             report,
+            stamps,
         }
     }
 
@@ -102,6 +105,9 @@ impl Fold {
             self.wrong(entry.index, format!("its time {} is before that of the entry before it", entry.leaf.time));
         }
         self.time = self.time.max(entry.leaf.time);
+        if let Some(what) = self.stamps.contradict(entry.index, entry.leaf.time) {
+            self.wrong(entry.index, what);
+        }
         self.part(&entry);
         match (entry.leaf.session_id, entry.leaf.version) {
             (Some(id), Some(version)) => self.session(id, version, entry),
@@ -270,6 +276,7 @@ impl Fold {
             self.report.not_proved.push(what);
         }
         self.findings.extend(self.tree.into_iter().map(|finding| finding.not_before(self.good)));
+        self.stamps.tell(&mut self.report);
         self.report.conclude(self.findings);
         self.report
     }

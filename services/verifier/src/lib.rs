@@ -14,6 +14,7 @@ mod receipt;
 mod report;
 mod run;
 mod source;
+mod stamps;
 
 pub use receipt::{Proved, VerifyError, verify_receipt};
 pub use report::{Finding, Report};

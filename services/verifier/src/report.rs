@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use session_model::{Digest, KeyId};
+use session_model::{Digest, KeyId, Timestamp};
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -87,6 +87,19 @@ pub struct Saved {
     pub consistent: bool,
 }
 
+/// A time stamp that holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Stamped {
+    /// How many entries it is over.
+    pub size: u64,
+    /// When they existed, by the authority's clock.
+    pub time: Timestamp,
+    /// Whose certificate signed it.
+    pub authority: String,
+    /// Under which of the authority's policies.
+    pub policy: String,
+}
+
 /// What came of verifying a bundle.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -116,6 +129,8 @@ pub struct Report {
     pub checkpoints: u64,
     /// The auditor's own.
     pub saved: Vec<Saved>,
+    /// Time stamps of an authority that the auditor trusts, in order.
+    pub time_stamps: Vec<Stamped>,
     /// Sessions whose versions and links were checked.
     pub sessions: u64,
     /// Sessions of which the bundle does not have the beginning.
@@ -172,6 +187,16 @@ impl fmt::Display for Report {
             let consistent =
                 if saved.consistent { "the log still begins with its" } else { "CONTRADICTED: it was for" };
             writeln!(f, "  saved         {}: {consistent} {} entries", saved.file, saved.size)?;
+        }
+        // One for each is in the JSON report.
+        for (at, stamped) in self.time_stamps.iter().enumerate() {
+            if at == 0 || at + 1 == self.time_stamps.len() {
+                let Stamped { size, time, authority, .. } = stamped;
+                writeln!(f, "  time stamp    the first {size} entries existed at {time}: {authority}")?;
+            }
+        }
+        if self.time_stamps.len() > 2 {
+            writeln!(f, "  time stamps   {} more between these two", self.time_stamps.len() - 2)?;
         }
         writeln!(
             f,

@@ -35,6 +35,9 @@ pub struct VerifyArgs {
     /// For a bundle: a checkpoint you kept from earlier; the log must still begin with what it was signed for. May be repeated
     #[arg(long, value_name = "FILE")]
     pub saved: Vec<PathBuf>,
+    /// For a bundle: PEM file with the certificates of the time-stamping authority, from somebody you trust; its time stamps are then verified
+    #[arg(long, value_name = "FILE")]
+    pub tsa_ca: Option<PathBuf>,
     /// For a URL: file with an auditor's API key
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,

@@ -135,6 +135,7 @@ async fn the_writer_calls_what_it_needs_and_nothing_else() {
         "prepare",
         "project",
         "release_sink",
+        "rewrap",
     ];
     assert_eq!(callable, expected);
     for (name, callable, definer, fixed_path) in &functions {
