@@ -9,6 +9,7 @@ use audit_log::{DeliveryCursors, LogStore};
 use audit_log_postgres::{PostgresConfig, PostgresLog};
 use audit_log_sqlite::{SqliteLog, SqliteLogOptions};
 use cluster::{Incarnation, Transport};
+use cluster_multicast::{MulticastConfig, MulticastTransport};
 use cluster_postgres::{PostgresTransport, PostgresTransportConfig};
 use cluster_redis::{RedisTransport, RedisTransportConfig};
 use nonce_store::{MemoryNonces, NonceStore};
@@ -18,7 +19,7 @@ use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
 use session_view_folder::{FolderView, FolderViewConfig};
 use session_view_redis::{RedisView, RedisViewConfig};
 
-use crate::config::{Beyond, Config, ConfigError, TransportKind, blot};
+use crate::config::{Beyond, Config, ConfigError, MulticastSection, TransportKind, blot};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -193,6 +194,19 @@ pub(crate) fn open_transport(
             }
             let settings = RedisTransportConfig { url, namespace: namespace.to_owned() };
             Some(Arc::new(RedisTransport::open(settings, life)?))
+        }
+        TransportKind::Multicast => {
+            let MulticastSection { group, interface, ttl, mtu, receive_buffer_bytes, rate_bytes } = &section.multicast;
+            let group = group.parse().map_err(|_| bad("cluster.multicast.group", group, "an address and a port"))?;
+            let settings = MulticastConfig {
+                interface: interface.as_deref().and_then(|interface| interface.parse().ok()),
+                ttl: *ttl,
+                mtu: *mtu,
+                receive_buffer: *receive_buffer_bytes,
+                rate: *rate_bytes,
+                ..MulticastConfig::new(group)
+            };
+            Some(Arc::new(MulticastTransport::open(settings, life)?))
         }
         TransportKind::Postgres => {
             let url = config.log_url()?;

@@ -491,6 +491,9 @@ fn findings(cluster: &Cluster, config: &Config) -> Vec<String> {
 const fn hint(transport: TransportKind) -> &'static str {
     match transport {
         TransportKind::None => "there is no transport",
+        TransportKind::Multicast => {
+            "is another node running, on this group and port? Many networks, and nearly all clouds, carry no multicast"
+        }
         TransportKind::Redis => "is another node running, on this Redis, with the same key files?",
         TransportKind::Postgres => "is another node running, on this database, with the same key files?",
     }

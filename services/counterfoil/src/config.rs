@@ -158,7 +158,7 @@ pub(crate) enum Beyond {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClusterSection {
-    /// `none`, `redis` or `postgres`. Default `none`: nodes meet in the log, and in a shared view.
+    /// `none`, `redis`, `multicast` or `postgres`. Default `none`: nodes meet in the log, and in a shared view.
     pub transport: TransportKind,
     /// How many nodes there should be, so that a node can say when it sees fewer. Default 0: not known.
     pub nodes: usize,
@@ -173,6 +173,8 @@ pub(crate) struct ClusterSection {
     pub require_encrypted_link: bool,
     /// Refuse to start on a transport whose peers do not prove who they are by certificates. Default false.
     pub require_peer_certificates: bool,
+    /// `multicast`: datagrams to a group.
+    pub multicast: MulticastSection,
     /// `redis`: channels of a Redis.
     pub redis: RedisSection,
 }
@@ -184,7 +186,26 @@ pub(crate) struct ClusterSection {
 pub(crate) enum TransportKind {
     None,
     Redis,
+    Multicast,
     Postgres,
+}
+
+/// Datagrams to a group.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MulticastSection {
+    /// Group and port. Default `239.255.77.46:7446`.
+    pub group: String,
+    /// Address or name of the interface to use. Default: where the system's routes lead.
+    pub interface: Option<String>,
+    /// Routers that a datagram may pass, and one. Default 1: none.
+    pub ttl: u32,
+    /// Bytes that a packet may have on the whole way. Default 1,500.
+    pub mtu: usize,
+    /// Bytes of the receive buffer that is asked for. Default 4,194,304; the system may allow less.
+    pub receive_buffer_bytes: usize,
+    /// Bytes a second that are sent at most, once a burst is out. Default 160,000,000.
+    pub rate_bytes: u64,
 }
 
 /// Channels of a Redis.
@@ -571,6 +592,14 @@ impl Default for Config {
                 lease_ms: 2_000,
                 require_encrypted_link: false,
                 require_peer_certificates: false,
+                multicast: MulticastSection {
+                    group: "239.255.77.46:7446".into(),
+                    interface: None,
+                    ttl: 1,
+                    mtu: 1_500,
+                    receive_buffer_bytes: 4 << 20,
+                    rate_bytes: 160_000_000,
+                },
                 redis: RedisSection::default(),
             },
             anchor: Anchor { file: None, interval_s: 1 },

@@ -13,6 +13,7 @@ mod anchors;
 mod auditing;
 mod bad_input;
 mod bad_weather;
+mod cluster;
 mod console;
 mod evidence;
 mod export;
