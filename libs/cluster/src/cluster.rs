@@ -70,6 +70,9 @@ pub trait Host: Send + Sync + 'static {
     /// Another node committed something. Told in the order of arrival, one after the other, which need not be that of the log.
     async fn committed(&self, commit: Commit);
 
+    /// Another node has committed up to here, and does not send what that changed: look at the log.
+    fn grown(&self, size: TreeSize);
+
     /// A peer proves that the log was no longer than this at that time.
     fn heard(&self, heard: Heard);
 
@@ -175,6 +178,11 @@ impl Cluster {
 
     /// Tells everybody of a commit. Never waits.
     pub fn publish(&self, commit: Commit) {
+        // Who has the same view need not look at the log, so is told of that as ever.
+        if commit.view.is_none() && !self.capabilities().records {
+            self.shared.send(Audience::Everybody, &Message::Grown(commit.end));
+            return;
+        }
         let max = self.shared.max_message();
         for part in commit.cut(max) {
             self.shared.send(Audience::Everybody, &Message::Commit(part));
@@ -423,6 +431,7 @@ impl Shared {
                     self.host.missed();
                 }
             },
+            Ok(Message::Grown(size)) => self.host.grown(size),
             Ok(Message::Beat(beat)) => {
                 let (changes, heard) = self.members.lock().hear(self.config.incarnation, from, &beat, now);
                 self.tell(&changes);

@@ -91,6 +91,8 @@ pub struct Answer {
 pub enum Message {
     /// Something was committed.
     Commit(Commit),
+    /// Something was committed, and is not sent: the log has this size now.
+    Grown(TreeSize),
     /// Somebody is there.
     Beat(Beat),
     /// Somebody asks.
@@ -110,6 +112,7 @@ const COMMIT: u8 = 1;
 const BEAT: u8 = 2;
 const ASK: u8 = 3;
 const ANSWER: u8 = 4;
+const GROWN: u8 = 5;
 
 /// Bytes of a commit's frame without records.
 const COMMIT_HEAD: usize = 1 + 8 + 8 + 17 + 4;
@@ -211,6 +214,10 @@ impl Message {
                 put_option(&mut out, commit.view.map(|view| view.0));
                 put_records(&mut out, &commit.records);
             }
+            Self::Grown(size) => {
+                out.push(GROWN);
+                put_u64(&mut out, size.0);
+            }
             Self::Beat(beat) => {
                 out.push(BEAT);
                 put_text(&mut out, &beat.node);
@@ -265,6 +272,7 @@ impl Message {
                 }
                 Self::Commit(Commit { first, end, view, records })
             }
+            GROWN => Self::Grown(TreeSize(from.u64()?)),
             BEAT => {
                 let (node, program) = (from.text()?, from.text()?);
                 let (number, size, reflects) = (from.u64()?, TreeSize(from.u64()?), TreeSize(from.u64()?));
@@ -424,6 +432,7 @@ mod tests {
                 leaving,
                 heard: heard.into_iter().map(|(who, number)| (Incarnation(who), number)).collect(),
             })),
+            any::<u64>().prop_map(|size| Message::Grown(TreeSize(size))),
             any::<(u64, u64, u32)>().prop_map(|(question, from, bytes)| Message::Ask(Ask { question, from, bytes })),
             (prop::collection::vec(record(), 0..9), any::<(u64, u16, u64)>()).prop_map(
                 |(records, (question, part, next))| Message::Answer(Answer {

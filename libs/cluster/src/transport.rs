@@ -39,6 +39,8 @@ pub struct Capabilities {
     pub max_frame: usize,
     /// Whether a frame can be sent to one node.
     pub addressed: bool,
+    /// Whether what was committed is worth sending. Where it is not, nodes tell each other how long the log has become, and read it.
+    pub records: bool,
     /// Whether the link itself is encrypted, beneath the sealed frames.
     pub encrypted_link: bool,
     /// Whether each node proves who it is by a certificate of its own.

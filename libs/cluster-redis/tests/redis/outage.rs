@@ -101,3 +101,24 @@ async fn nothing_goes_through_a_replica() {
     server.run(&["REPLICAOF", "NO", "ONE"]).await;
     assert!(reaches(&one, &other, b"again").await, "told that it was away");
 }
+
+/// What docs/cluster.md says that a Redis user needs is enough, and one whom Redis does not let in is told why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_with_few_rights_will_do() {
+    let server = Server::started().await;
+    let user = async |name: &str, channels: &str| {
+        let rights = ["on", ">secret", "+hello", "+publish", "+subscribe", "resetchannels", channels];
+        server.run(&[&["ACL", "SETUSER", name], &rights[..]].concat()).await;
+        format!("redis://{name}:secret@127.0.0.1:{}", server.port)
+    };
+    let url = user("few", "&{ns}:cluster:*").await;
+    let (one, other) = (open(&url, "ns", life(1)), open(&url, "ns", life(2)));
+    reaches(&one, &other, b"enough").await;
+    let stranger = open(&user("stranger", "&{other}:cluster:*").await, "ns", life(3));
+    let until = Instant::now() + PATIENCE;
+    while !stranger.describe().iter().skip(1).all(|line| line.contains("channel")) {
+        assert!(Instant::now() < until, "{:?}", stranger.describe());
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(stranger.send(Audience::Everybody, b"not let in").is_err());
+}

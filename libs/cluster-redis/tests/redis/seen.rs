@@ -47,6 +47,8 @@ impl Host for Keeper {
         self.0.lock().extend(commit.records);
     }
 
+    fn grown(&self, _: TreeSize) {}
+
     fn heard(&self, _: Heard) {}
 
     fn missed(&self) {}
