@@ -17,10 +17,19 @@ pub type Subject = Arc<dyn SessionView>;
 
 /// Makes a module `$name` with one test for each rule. `$builder` is called, for each test, as `$builder().await` and
 /// answers `(Arc<dyn SessionView>, guard)`: the guard is dropped when the test is over.
+///
+/// As `conformance_tests!(in_turn $builder)` it is a statement that checks all rules one after the other, for servers that take
+/// long to start.
 #[macro_export]
 macro_rules! conformance_tests {
+    (in_turn $builder:expr) => {
+        $crate::conformance_tests!(@list [in_turn $builder])
+    };
     ($name:ident, $builder:expr) => {
-        $crate::conformance_tests!(@rules $name, $builder,
+        $crate::conformance_tests!(@list [rules $name, $builder]);
+    };
+    (@list [$($head:tt)*]) => {
+        $crate::conformance_tests! { @$($head)*,
             absent_is_none,
             a_newer_state_replaces_an_older_whatever_the_order,
             applying_again_changes_nothing,
@@ -47,7 +56,13 @@ macro_rules! conformance_tests {
             there_is_room_and_it_says_how_it_is,
             peek_is_never_older_than_what_was_applied,
             random_applies_converge,
-        );
+        }
+    };
+    (@in_turn $builder:expr, $($rule:ident,)*) => {
+        $(
+            let (view, _guard) = $builder().await;
+            $crate::conformance::$rule(view).await;
+        )*
     };
     (@rules $name:ident, $builder:expr, $($rule:ident,)*) => {
         mod $name {
