@@ -191,20 +191,20 @@ async fn slots_move_and_a_master_is_flushed() {
         let (view, over) = (Arc::clone(&view), Arc::clone(&over));
         async move {
             let (mut done, mut refused) = (0_u64, 0_u64);
-            let mut newest = vec![0; 300];
+            let mut newest = vec![0_u64; 300];
             while !over.load(SeqCst) {
-                for n in 0..300 {
-                    let next = newest[n] + 1_000;
-                    match view.apply(&[Arc::new(session(n as u64, next + n as u64))]).await {
+                for (n, newest) in (0..).zip(&mut newest) {
+                    let next = *newest + 1_000;
+                    match view.apply(&[Arc::new(session(n, next + n))]).await {
                         Ok(_) => {
-                            newest[n] = next;
+                            *newest = next;
                             done += 1;
                         }
                         Err(ViewError::Unavailable(_)) => refused += 1,
                         Err(other) => panic!("{other}"),
                     }
-                    match view.get(id(n as u64)).await {
-                        Ok(Some(Viewed::Active(session))) => assert!(session.head.index.0 >= newest[n]),
+                    match view.get(id(n)).await {
+                        Ok(Some(Viewed::Active(session))) => assert!(session.head.index.0 >= *newest),
                         Ok(found) => panic!("session {n} is {found:?} while slots move"),
                         Err(ViewError::Unavailable(_)) => view.restored(view.losses()),
                         Err(other) => panic!("{other}"),
