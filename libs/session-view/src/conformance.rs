@@ -17,10 +17,19 @@ pub type Subject = Arc<dyn SessionView>;
 
 /// Makes a module `$name` with one test for each rule. `$builder` is called, for each test, as `$builder().await` and
 /// answers `(Arc<dyn SessionView>, guard)`: the guard is dropped when the test is over.
+///
+/// As `conformance_tests!(in_turn $builder)` it is a statement that checks all rules one after the other, for servers that take
+/// long to start.
 #[macro_export]
 macro_rules! conformance_tests {
+    (in_turn $builder:expr) => {
+        $crate::conformance_tests!(@list [in_turn $builder])
+    };
     ($name:ident, $builder:expr) => {
-        $crate::conformance_tests!(@rules $name, $builder,
+        $crate::conformance_tests!(@list [rules $name, $builder]);
+    };
+    (@list [$($head:tt)*]) => {
+        $crate::conformance_tests! { @$($head)*,
             absent_is_none,
             a_newer_state_replaces_an_older_whatever_the_order,
             applying_again_changes_nothing,
@@ -49,7 +58,13 @@ macro_rules! conformance_tests {
             random_applies_converge,
             an_identity_stays,
             what_is_exported_is_what_is_active,
-        );
+        }
+    };
+    (@in_turn $builder:expr, $($rule:ident,)*) => {
+        $(
+            let (view, _guard) = $builder().await;
+            $crate::conformance::$rule(view).await;
+        )*
     };
     (@rules $name:ident, $builder:expr, $($rule:ident,)*) => {
         mod $name {

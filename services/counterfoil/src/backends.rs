@@ -137,7 +137,8 @@ pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) 
         });
         return Ok(OpenedView { view: Arc::new(view.await?), shared: true, nonces: None });
     }
-    if url.starts_with("redis://") || url.starts_with("rediss://") || url.starts_with("unix://") {
+    let is_redis = ["redis://", "rediss://", "unix://", "redis+", "rediss+"].iter().any(|kind| url.starts_with(kind));
+    if is_redis {
         let view = RedisView::connect(RedisViewConfig {
             operation_timeout: Duration::from_millis(config.view.operation_timeout_ms),
             near_cache_bytes: config.view.near_cache_bytes,
@@ -148,7 +149,11 @@ pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) 
         let nonces: Arc<dyn NonceStore> = Arc::new(view.nonces());
         return Ok(OpenedView { view: Arc::new(view), shared: true, nonces: Some(nonces) });
     }
-    Err(bad("view.url", &url, "memory:, redis://…, rediss://…, folder:/PATH"))
+    Err(bad(
+        "view.url",
+        &url,
+        "memory:, redis://…, redis+sentinel://…, redis+cluster://… (rediss… for TLS), folder:/PATH",
+    ))
 }
 
 /// Nonces that a process which is alone remembers: a thousand a second for the six minutes that a message may be replayed.

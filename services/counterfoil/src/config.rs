@@ -128,7 +128,8 @@ pub(crate) struct Keys {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct View {
-    /// `memory:`, `redis://…` (`rediss://…` for TLS), or `folder:/PATH` on a file system that the nodes share. Default `memory:`.
+    /// `memory:`; `redis://…`, `redis+sentinel://host:port,…/service` or `redis+cluster://host:port,…` (`rediss…` for TLS); or
+    /// `folder:/PATH` on a file system that the nodes share. Default `memory:`.
     pub url: String,
     /// File that holds the URL, for one with a password.
     pub url_file: Option<PathBuf>,
@@ -824,10 +825,31 @@ pub(crate) fn blot(text: &str) -> String {
         Ok(mut url) if url.password().is_some() => {
             // Fails only for URLs that cannot have a password.
             let _had_one = url.set_password(Some("***"));
-            url.to_string()
+            blot_query(url.as_str())
         }
-        Ok(_) | Err(_) => text.to_owned(),
+        Ok(_) => blot_query(text),
+        // One with several hosts is none to the parser.
+        Err(_) => match text.split_once("://") {
+            Some((scheme, rest)) => match rest.rsplit_once('@') {
+                Some((login, rest)) => {
+                    let user = login.split_once(':').map_or("***", |(user, _)| user);
+                    blot_query(&format!("{scheme}://{user}:***@{rest}"))
+                }
+                None => blot_query(text),
+            },
+            None => text.to_owned(),
+        },
     }
+}
+
+/// The same of options that are passwords.
+fn blot_query(url: &str) -> String {
+    let Some((place, query)) = url.split_once('?') else { return url.to_owned() };
+    let shown = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if name.contains("password") => format!("{name}=***"),
+        _ => pair.to_owned(),
+    });
+    format!("{place}?{}", shown.collect::<Vec<_>>().join("&"))
 }
 
 impl fmt::Display for Config {
@@ -840,6 +862,28 @@ impl fmt::Display for Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passwords_are_blotted_out_whatever_the_form_of_the_url() {
+        for (url, shown) in [
+            ("memory:", "memory:"),
+            ("folder:/mnt/x", "folder:/mnt/x"),
+            ("redis://me:hunter2@one:1/3", "redis://me:***@one:1/3"),
+            ("redis+cluster://me:hunter2@one:1,two:2", "redis+cluster://me:***@one:1,two:2"),
+            ("redis+cluster://one:1,two:2", "redis+cluster://one:1,two:2"),
+            (
+                "redis+sentinel://:hun@ter2@one:1,two:2/mine?sentinel_user=x&sentinel_password=hunter2",
+                "redis+sentinel://:***@one:1,two:2/mine?sentinel_user=x&sentinel_password=***",
+            ),
+            (
+                "redis+sentinel://one:1/mine?sentinel_password=hunter2",
+                "redis+sentinel://one:1/mine?sentinel_password=***",
+            ),
+            ("postgres://me@db/x?password=hunter2", "postgres://me@db/x?password=***"),
+        ] {
+            assert_eq!(blot(url), shown);
+        }
+    }
 
     fn load(toml: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let folder = tempfile::tempdir().unwrap();
