@@ -54,7 +54,7 @@ pub struct MulticastConfig {
     /// Bytes of the send buffer. Default 1 MiB. The system may allow less (Linux: `net.core.wmem_max`).
     pub send_buffer: usize,
     /// Bytes a second that are sent at most once a burst of half a receive buffer is out; small frames count for more, as they do in the
-    /// buffers of receivers. Default 160,000,000.
+    /// buffers of receivers, and where buffers are small the rate is no more than a burst each 2 ms. Default 250,000,000.
     pub rate: u64,
 }
 
@@ -70,7 +70,7 @@ impl MulticastConfig {
             mtu: 1_500,
             receive_buffer: 4 << 20,
             send_buffer: 1 << 20,
-            rate: 160_000_000,
+            rate: 250_000_000,
         }
     }
 }

@@ -10,6 +10,9 @@ pub(crate) const fn booked(length: usize) -> u64 {
     ((length + 384).next_power_of_two() + 256) as u64
 }
 
+/// Bursts a second: a receiver that has other things to do comes round to its socket every 2 ms or so.
+const BURSTS: u64 = 500;
+
 /// Tokens are booked bytes.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -20,10 +23,12 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Up to `burst` at once, then so many bytes a second.
+    /// Up to `burst` at once, then so many bytes a second, but no more than a burst in the time that a receiver may need for one: small
+    /// buffers are filled slowly.
     pub(crate) fn new(burst: u64, rate: u64, now: Instant) -> Self {
         // A frame of usual size is booked with twice its bytes.
-        Self { burst, per_second: rate.saturating_mul(2).max(1), tokens: burst, filled: now }
+        let per_second = rate.saturating_mul(2).min(burst.saturating_mul(BURSTS)).max(1);
+        Self { burst, per_second, tokens: burst, filled: now }
     }
 
     /// What may be sent now.
@@ -59,6 +64,7 @@ mod tests {
     fn a_burst_goes_at_once_and_the_rest_at_the_rate() {
         let start = Instant::now();
         let mut pace = Pace::new(10_000, 500_000, start);
+        assert_eq!(Pace::new(2_000, u64::MAX, start).per_second, 1_000_000, "a small burst has its time, too");
         assert_eq!(pace.allowance(start), 10_000);
         pace.spend(10_000);
         assert_eq!(pace.allowance(start), 0);

@@ -406,6 +406,7 @@ impl Host for Listener {
         Standing { size: TreeSize(0), reflects: TreeSize(0), log_age: None }
     }
     async fn committed(&self, _commit: Commit) {}
+    fn grown(&self, _size: TreeSize) {}
     fn heard(&self, _heard: Heard) {}
     fn missed(&self) {}
     async fn page(&self, _from: u64, _bytes: usize) -> Option<Page> {
