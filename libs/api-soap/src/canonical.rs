@@ -14,7 +14,7 @@ const NAMESPACES: usize = 128;
 /// The canonical form of an element and all in it. The prefixes are those of an `InclusiveNamespaces PrefixList`, the default
 /// namespace as an empty one.
 ///
-/// `None` if too many namespaces are in scope, or a name is in another namespace than the one it shows.
+/// `None` if too many namespaces are in scope, or a name is in another namespace than the one it shows, or shows none for its prefix.
 pub(crate) fn exclusive(apex: Node<'_, '_>, prefixes: &[&str]) -> Option<Vec<u8>> {
     let mut canonical = Canonical { text: String::with_capacity(apex.range().len()), prefixes, shown: Vec::new() };
     canonical.element(apex)?;
@@ -65,6 +65,9 @@ impl<'a> Canonical<'_, 'a> {
         self.text.push_str(name);
         for prefix in used {
             let uri = uri_of(node, prefix).unwrap_or_default();
+            if uri.is_empty() && !prefix.is_empty() {
+                return None;
+            }
             let shown = self.shown.iter().rev().find(|(shown, _)| *shown == prefix).map_or("", |(_, uri)| *uri);
             if shown != uri {
                 self.text.push_str(if prefix.is_empty() { " xmlns" } else { " xmlns:" });
@@ -183,6 +186,13 @@ mod tests {
         // roxmltree 0.21 takes an attribute p:xmlns for a declaration of the default namespace; it is none.
         let odd = "<a xmlns:p='urn:p' p:xmlns='urn:q'><b/></a>";
         assert_eq!(canonical(odd, "a", &[]), Some("<a xmlns=\"urn:q\"><b></b></a>".to_owned()));
+        // Found by fuzzing: it takes a prefix for undeclared, too, which Namespaces in XML 1.0 does not have (section 2.2).
+        for undeclared in ["<a xmlns:p=''><p:b/></a>", "<a xmlns:p=''><b p:c=''/></a>"] {
+            assert_eq!(canonical(undeclared, "a", &[]), None);
+        }
+        let again = "<a xmlns:p='urn:p'><p:b><c xmlns:p=''/></p:b></a>";
+        assert_eq!(canonical(again, "a", &["p"]), None);
+        assert!(canonical(again, "a", &[]).is_some());
         let many: String = (0..NAMESPACES + 1).map(|at| format!(" xmlns:p{at}='urn:{at}'")).collect();
         assert_eq!(canonical(&format!("<a{many}/>"), "a", &[]), None);
     }

@@ -131,6 +131,26 @@ mod tests {
         assert!(refused.contains("attributeMap/entry[2]/json"), "{refused}");
     }
 
+    /// Found with Axis 1.4, which writes a character beyond U+FFFF as two references: the tree has U+FFFD for either half, and
+    /// two subjects would be one.
+    #[test]
+    fn half_a_character_is_refused_and_not_replaced() {
+        let create = include_str!("../fuzz/seeds/create-11.xml");
+        let with = |text: &str| create.replacen("<subject>ali", &format!("<subject a='{text}'>{text}"), 1);
+        for bad in ["&#xD83E;&#xDDC0;", "&#55358;", "&#x110000;", "&#;", "&#x;", "&#-1;", "&#xFFFFFFFFFF;"] {
+            for message in [with(bad), with("").replacen("a=''", &format!("a='{bad}'"), 1)] {
+                assert!(message.contains(bad));
+                let refused = read_only(message.as_bytes(), None).unwrap_err();
+                assert!(refused.contains("MALFORMED") || refused.contains("VALIDATION_FAILED"), "{refused}");
+                assert!(envelope::scan(&message).is_err(), "{bad}");
+            }
+        }
+        for good in ["&#x1F9C0;", "&#129472;", "<![CDATA[&#xD83E;]]>", "&amp;#xD83E;", "🧀"] {
+            let message = create.replacen("<subject>ali", &format!("<subject>{good}"), 1);
+            assert!(message.contains(good) && envelope::scan(&message).is_ok(), "{good}");
+        }
+    }
+
     #[test]
     fn a_good_signature_answers_what_it_signs() {
         let good = include_str!("testdata/signed/all-parts.xml");

@@ -113,7 +113,7 @@ public class Scenario {
     static SessionFault faultOf(Callable<?> call) throws Exception {
         try {
             call.call();
-        } catch (SessionFault_Exception fault) {
+        } catch (SessionFaultMessage fault) {
             return fault.getFaultInfo();
         }
         throw new AssertionError("no fault");
