@@ -21,6 +21,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("nonce-store", &["session-model"]),
     // Written from a reader of the log, for whoever takes it away.
     ("evidence", &["audit-log", "merkle-log", "session-model"]),
+    ("retention", &["audit-log", "session-model"]),
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
