@@ -221,6 +221,7 @@ impl Asked {
                 realm: Some(caller.realm.clone()),
                 from: self.from,
                 to: self.to,
+                within: None,
                 session: self.session,
                 subject: self.subject.map(|subject| (vec![caller.realm.clone()], subject)),
             },

@@ -119,6 +119,7 @@ const fn name(action: Action) -> &'static str {
         Action::KeyRevoked => "API key revoked",
         Action::KeyRotated => "Another key is in use",
         Action::KeyRewrapped => "Data keys wrapped anew",
+        Action::RetentionPruned => "Sealed parts dropped by retention",
         Action::ServiceStarted => "Service started",
         Action::ServiceStopped => "Service stopped",
         Action::ViewQuarantined => "Foreign data in the view quarantined",
@@ -136,6 +137,7 @@ const fn severity(action: Action, outcome: Outcome) -> u8 {
             | Action::KeyRevoked
             | Action::KeyRotated
             | Action::KeyRewrapped
+            | Action::RetentionPruned
             | Action::ServiceStarted
             | Action::ServiceStopped
             | Action::RequestRefused

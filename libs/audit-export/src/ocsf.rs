@@ -166,6 +166,7 @@ const fn class(action: Action) -> Class {
         Action::KeyCreated => Class::AuthorizeSession(1, "Assign Privileges"),
         Action::KeyRevoked => Class::ApiActivity(4, "Delete"),
         Action::KeyRotated | Action::KeyRewrapped => Class::ApiActivity(3, "Update"),
+        Action::RetentionPruned => Class::ApiActivity(4, "Delete"),
         Action::SessionUpdated => Class::ApiActivity(3, "Update"),
         Action::SessionRead | Action::AuditRead => Class::ApiActivity(2, "Read"),
         Action::RequestRefused => Class::ApiActivity(99, "Refuse"),

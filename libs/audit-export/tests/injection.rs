@@ -67,6 +67,7 @@ fn actions() -> impl Strategy<Value = Action> {
         Action::KeyRevoked,
         Action::KeyRotated,
         Action::KeyRewrapped,
+        Action::RetentionPruned,
         Action::ServiceStarted,
         Action::ServiceStopped,
         Action::ViewQuarantined,

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use audit_log::{
-    AppendError, Appended, Batch, Known, LogHead, LogWriter, ReadError, Rewrap, SubjectChange, encode_leaves,
-    encode_sealed, refusals,
+    AppendError, Appended, Batch, Known, LogHead, LogWriter, Prune, ReadError, Rewrap, SealedEntry, SubjectChange,
+    encode_leaves, encode_sealed, refusals,
 };
 use merkle_log::Frontier;
 use session_model::{Digest, KeyId, SessionId, Timestamp, TreeSize};
@@ -105,6 +105,19 @@ impl LogWriter for PostgresLog {
         let query = sqlx::query_scalar("SELECT counterfoil.rewrap($1, $2, $3)").bind(ids).bind(old).bind(new);
         let done: i64 = query.fetch_one(&self.readers).await.map_err(newer)?;
         Ok(usize::try_from(done).unwrap_or(usize::MAX))
+    }
+
+    async fn prune(&self, prune: &Prune) -> Result<bool, ReadError> {
+        let Some(keys) = prune.keys() else { return Ok(false) };
+        let parts = |parts: &[Option<SealedEntry>]| encode_sealed(parts.iter().map(Option::as_ref));
+        sqlx::query_scalar("SELECT counterfoil.prune($1, $2, $3, $4)")
+            .bind(signed(prune.first.0))
+            .bind(parts(&prune.was))
+            .bind((!prune.all()).then(|| parts(&prune.kept)))
+            .bind(keys.into_iter().map(KeyId::uuid).collect::<Vec<Uuid>>())
+            .fetch_one(&self.readers)
+            .await
+            .map_err(newer)
     }
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {

@@ -12,7 +12,7 @@ use session_model::{Digest, KeyId, LeafIndex, SessionId, Timestamp, TreeSize, Ve
 
 use crate::{
     Answer, AppendError, Appended, Batch, Credential, DataKeyRow, LogHead, LogIndex, LogPostings, LogReader, LogStore,
-    LogWriter, Posting, Projected, Projection, ReadError, Rewrap, SessionFilter, StoredBatch, StoredEntry, Term,
+    LogWriter, Posting, Projected, Projection, Prune, ReadError, Rewrap, SessionFilter, StoredBatch, StoredEntry, Term,
 };
 
 /// How one step of an append fails.
@@ -104,6 +104,10 @@ impl LogReader for FaultyLog {
 
     async fn entries(&self, indices: &[LeafIndex]) -> Result<Vec<Option<StoredEntry>>, ReadError> {
         self.reach()?.entries(indices).await
+    }
+
+    async fn sealed_batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError> {
+        self.inner.sealed_batches(from, entries).await
     }
 
     async fn session_entries(
@@ -224,6 +228,10 @@ impl LogWriter for FaultyLog {
 
     async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
         self.inner.rewrap(keys).await
+    }
+
+    async fn prune(&self, prune: &Prune) -> Result<bool, ReadError> {
+        self.inner.prune(prune).await
     }
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {

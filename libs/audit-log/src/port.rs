@@ -143,6 +143,35 @@ pub struct Rewrap {
     pub rewrapped: Vec<u8>,
 }
 
+/// Sealed parts of a batch to be dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prune {
+    /// Index of its first entry.
+    pub first: LeafIndex,
+    /// Its sealed parts as they were read.
+    pub was: Vec<Option<SealedEntry>>,
+    /// What shall be left of them: each as it was, or none.
+    pub kept: Vec<Option<SealedEntry>>,
+}
+
+impl Prune {
+    /// The data keys of the parts that go, each once; `None` if what shall be left is not what was, less something.
+    pub fn keys(&self) -> Option<Vec<KeyId>> {
+        let pairs = || self.was.iter().zip(&self.kept);
+        let less = self.was.len() == self.kept.len() && pairs().all(|(was, kept)| kept.is_none() || kept == was);
+        let mut keys: Vec<KeyId> =
+            pairs().filter(|(_, kept)| kept.is_none()).filter_map(|(was, _)| Some(was.as_ref()?.key)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        (less && !keys.is_empty()).then_some(keys)
+    }
+
+    /// Whether nothing shall be left.
+    pub fn all(&self) -> bool {
+        self.kept.iter().all(Option::is_none)
+    }
+}
+
 /// A seat to take: one open session of a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seat {
@@ -353,6 +382,9 @@ pub trait LogReader: Send + Sync + 'static {
     /// about `entries` entries at most. Empty if there is nothing at or after `from`.
     async fn batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError>;
 
+    /// The batches at or behind entry `from` of which sealed parts are (still) there, in order, about `entries` entries at most and at least one batch.
+    async fn sealed_batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError>;
+
     /// These entries, in the order asked for; `None` for an index that the log does not have.
     async fn entries(&self, indices: &[LeafIndex]) -> Result<Vec<Option<StoredEntry>>, ReadError>;
 
@@ -442,6 +474,14 @@ pub trait LogWriter: Send + Sync + 'static {
     /// # Errors
     /// [`ReadError`]; some or all may then be done.
     async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError>;
+
+    /// Drops sealed parts of one batch, for good: `false`, and nothing done, if they are not as they were read, if a data key of what shall go, or the
+    /// key that owns it, is under legal hold, or (at the store's choice) if an append is changing such a key. Leaves, hashes and tree are not touched. A
+    /// store may refuse, as an error, to drop what is younger than 30 days.
+    ///
+    /// # Errors
+    /// [`ReadError`]; whether it was done is then unknown.
+    async fn prune(&self, prune: &Prune) -> Result<bool, ReadError>;
 
     /// Makes room ahead of the log where the store needs that (partitions). Called at start and now and then.
     ///

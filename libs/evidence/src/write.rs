@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -104,6 +105,8 @@ pub struct Selection {
     pub from: Option<Timestamp>,
     /// Earlier than this.
     pub to: Option<Timestamp>,
+    /// Only those of these indices.
+    pub within: Option<Range<u64>>,
     /// Of this session.
     pub session: Option<SessionId>,
     /// Of the sessions of this subject of these realms.
@@ -271,6 +274,9 @@ pub async fn write_bundle(
         None => size,
         Some(to) => first_not_before(log, to, size).await?.max(first),
     };
+    let within = selection.within.clone().unwrap_or(0..size);
+    let first = first.max(within.start).min(size);
+    let end = end.min(within.end).max(first);
     let sessions = match (&selection.session, &selection.subject) {
         (None, None) => None,
         (Some(session), None) => Some(vec![*session]),

@@ -9,6 +9,7 @@ const LEAVES: &[&str] = &[
     r#"{"action":"service.started","actor":{"id":"node","role":"node"},"entry_id":"01a1fca1-471c-7a3c-8466-325d96bb92cb","format":1,"node":"node","outcome":"refused","protocol":"internal","realm":"default","time":"2026-11-21T05:43:10.000000Z"}"#,
     r#"{"action":"key.rotated","actor":{"id":"command-line","role":"operator"},"detail":{"wrapping_key":"52806d7caffb6baf"},"entry_id":"01a1fca1-471c-7a3c-8466-325d96bb92cb","format":1,"node":"node","outcome":"success","protocol":"cli","realm":"default","time":"2026-11-21T11:43:10.000000Z"}"#,
     r#"{"action":"key.rewrapped","actor":{"id":"command-line","role":"operator"},"detail":{"data_keys":"9","wrapping_key":"52806d7caffb6baf"},"entry_id":"01a1fca1-471c-7a3c-8466-325d96bb92cb","format":1,"node":"node","outcome":"success","protocol":"cli","realm":"default","time":"2026-11-21T11:43:10.000000Z"}"#,
+    r#"{"action":"retention.pruned","actor":{"id":"node","role":"node"},"detail":{"before":"2025-11-21T00:00:00.000000Z","bundle":"1138ea8736cf5bc11796776ec64c32a940f5875a1e726df5c882689325f96749","end":"4711","first":"0","parts":"4000"},"entry_id":"01a1fca1-471c-7a3c-8466-325d96bb92cb","format":1,"node":"node","outcome":"success","protocol":"internal","realm":"default","time":"2026-11-21T11:43:10.000000Z"}"#,
 ];
 
 /// One sealed part of each event.

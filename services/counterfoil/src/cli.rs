@@ -215,6 +215,7 @@ struct RealmRow {
     beyond_cap: session_model::BeyondCap,
     reused_token: session_model::ReusedToken,
     audited_reads: bool,
+    retention_days: Option<u32>,
 }
 
 fn realms(config: &Config) -> Result<Vec<RealmRow>, Failure> {
@@ -229,6 +230,7 @@ fn realms(config: &Config) -> Result<Vec<RealmRow>, Failure> {
             beyond_cap: policy.beyond_cap,
             reused_token: policy.reused_token,
             audited_reads: policy.audited_reads,
+            retention_days: policy.retention_days,
         }
     };
     Ok(policies.into_iter().map(row).collect())

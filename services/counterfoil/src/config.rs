@@ -44,6 +44,8 @@ pub(crate) struct Config {
     pub verify: Verify,
     /// Further places outside the database for checkpoints, and witnesses.
     pub anchors: Anchors,
+    /// Dropping what is sealed and past its realm's time.
+    pub retention: Retention,
     /// Where entries are pushed to, by name. Default: nowhere.
     pub sinks: BTreeMap<String, Sink>,
     /// Realms by name. Default: one, `default`, of profile `default`.
@@ -247,6 +249,18 @@ pub(crate) struct Verify {
 pub(crate) enum WhenWrong {
     Report,
     Unready,
+}
+
+/// Dropping what is sealed and past its realm's `retention_days`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retention {
+    /// Whether nodes do it in the background; `counterfoil audit prune` does it at any time. Default false.
+    pub enabled: bool,
+    /// Folder of the evidence bundles that archive what is dropped, one for each run. Needed for pruning. Default: none.
+    pub archive_dir: Option<PathBuf>,
+    /// Seconds between runs. Default 86,400.
+    pub interval_s: u64,
 }
 
 /// Further places outside the database for checkpoints, and witnesses.
@@ -540,6 +554,7 @@ impl JsonSchema for Realm {
                 "beyond_cap": {"enum": ["deny", "evict_oldest", "evict_least_recent"], "description": "What happens beyond that"},
                 "reused_token": {"enum": ["record", "end"], "description": "What the late use of a rotated token leads to"},
                 "audited_reads": {"type": "boolean", "description": "Whether reading a session by id is itself an entry"},
+                "retention_days": count("Days after which what is sealed beside an entry may be dropped; absent is never"),
                 "requests_per_second": count("Requests a second each credential may make; 0 is no limit"),
                 "max_attribute_bytes": count("Bytes of JSON the attributes of a session may take"),
                 "max_attributes": count("Top-level attributes a session may have"),
@@ -606,6 +621,7 @@ impl Default for Config {
             anchor: Anchor { file: None, interval_s: 1 },
             verify: Verify { within_s: 86_400, when_wrong: WhenWrong::Report },
             anchors: Anchors { s3: None, tsa: None, witnesses: BTreeMap::new(), quorum: 0, witness_interval_s: 10 },
+            retention: Retention { enabled: false, archive_dir: None, interval_s: 86_400 },
             sinks: BTreeMap::new(),
             realms: [("default".to_owned(), Realm { profile: Profile::Default, overrides: Overrides::default() })]
                 .into(),

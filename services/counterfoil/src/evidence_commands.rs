@@ -178,6 +178,7 @@ async fn from_log(config: &Config, args: BundleArgs) -> Result<(), Failure> {
             realm: args.realm.clone(),
             from,
             to,
+            within: None,
             session: args.session,
             subject: args.subject.clone().map(|subject| (realms, subject)),
         },

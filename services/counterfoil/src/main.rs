@@ -14,6 +14,7 @@ mod key_files;
 mod log_keys;
 mod management;
 mod output;
+mod pruning;
 mod serve;
 mod sinks;
 mod soap;

@@ -39,6 +39,7 @@ use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
 use crate::key_files::{KeyFiles, KnownKey};
 use crate::management::{self, Clustered, Health};
+use crate::pruning::{self, PruneStatus, Pruner, prune_now_and_then};
 use crate::sinks::Sinks;
 use crate::soap::KnownConsumers;
 use crate::tls::{acceptor, note_certificate};
@@ -172,6 +173,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     };
     let no_color = std::env::var_os("NO_COLOR").is_some();
     telemetry::init_logs(&config.logging.level, format, no_color)?;
+    pruning::check(&config)?;
     let mut core = open_core(&config).await?;
     let OpenedView { view, shared: view_shared, nonces } =
         open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
@@ -217,6 +219,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let gathering = tokio::spawn(gather(Arc::clone(&ledger)));
     let refresher = tokio::spawn(refresh(Arc::clone(&holders), Arc::clone(&log)));
 
+    let lease = Arc::clone(&cursors);
     let sinks = Sinks::start(&config, &log, cursors).await?;
     sinks.show(&metrics);
     let anchored = anchors.view();
@@ -236,6 +239,17 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         };
         tokio::spawn(Arc::clone(&verification).run(checked))
     });
+
+    let prune_status = Arc::new(PruneStatus::default());
+    let pruning = if config.retention.enabled {
+        prune_status.show(&metrics);
+        let vkeys = known.iter().map(|known| known.vkey.clone()).collect();
+        let pruner =
+            Pruner::new(&config, &log, &service, Vault { log: Arc::clone(&log), keyring: keyring.clone() }, vkeys)?;
+        Some(tokio::spawn(prune_now_and_then(pruner, lease, prune_status)))
+    } else {
+        None
+    };
 
     let health = Health {
         service: Arc::clone(&service),
@@ -284,6 +298,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     sleep(Duration::from_secs(config.server.drain_delay_s)).await;
     handle.stop(true).await;
     ended("the server", main.await);
+    if let Some(pruning) = pruning {
+        // Cut short, it is begun anew.
+        pruning.abort();
+    }
     reaper.close().await;
     follower.close().await;
     gathering.abort();

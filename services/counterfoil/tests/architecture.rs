@@ -22,6 +22,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("nonce-store", &["session-model"]),
     // Written from a reader of the log, for whoever takes it away.
     ("evidence", &["audit-log", "merkle-log", "session-model"]),
+    ("retention", &["audit-log", "session-model"]),
     // What adapters of a port share.
     ("session-value", &["session-model", "session-view"]),
     // Adapters.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use session_model::{Digest, KeyId, Timestamp};
+use session_model::{Digest, KeyId, RealmName, Timestamp};
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -74,6 +74,25 @@ pub struct Pruned {
     pub last: u64,
     /// Entries that record a pruning or an erasure.
     pub recorded_at: Vec<u64>,
+    /// What retention says that it dropped.
+    pub by: Vec<Pruning>,
+    /// Of how many entries the sealed part is gone, and no pruning that is recorded here took it.
+    pub unexplained: u64,
+}
+
+/// A pruning, as the entry about it says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pruning {
+    /// That entry.
+    pub recorded_at: u64,
+    /// In which realm.
+    pub realm: RealmName,
+    /// The first entry whose part may have gone.
+    pub first: u64,
+    /// The first entry behind the last of them.
+    pub end: u64,
+    /// SHA-256 of the evidence bundle that has what was dropped.
+    pub bundle: String,
 }
 
 /// A checkpoint that the auditor had kept.
@@ -216,6 +235,20 @@ impl fmt::Display for Report {
                 "  without part  {} entries of {} to {} had a sealed part that is gone; recorded at: {recorded}",
                 pruned.entries, pruned.first, pruned.last
             )?;
+            for by in pruned.by.iter().take(10) {
+                let Pruning { recorded_at, realm, first, end, bundle } = by;
+                writeln!(
+                    f,
+                    "  retention     of realm {realm}, {first} to before {end}: entry {recorded_at}; archived in the bundle with SHA-256 {bundle}"
+                )?;
+            }
+            if pruned.unexplained > 0 {
+                writeln!(
+                    f,
+                    "  UNEXPLAINED   {} of them were dropped by no retention that is recorded here",
+                    pruned.unexplained
+                )?;
+            }
         }
         for what in &self.not_proved {
             writeln!(f, "  not proved    {what}")?;

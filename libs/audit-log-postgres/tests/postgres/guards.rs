@@ -134,6 +134,7 @@ async fn the_writer_calls_what_it_needs_and_nothing_else() {
         "mark_uses",
         "prepare",
         "project",
+        "prune",
         "release_sink",
         "rewrap",
     ];

@@ -20,6 +20,7 @@ mod export;
 mod key_encryption;
 mod log_keys;
 mod program;
+mod retention;
 mod secrets;
 mod sinks;
 mod soap;
