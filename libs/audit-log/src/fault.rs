@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -11,7 +12,7 @@ use session_model::{Digest, KeyId, LeafIndex, SessionId, Timestamp, TreeSize, Ve
 
 use crate::{
     Answer, AppendError, Appended, Batch, Credential, DataKeyRow, LogHead, LogIndex, LogPostings, LogReader, LogStore,
-    LogWriter, Posting, Projected, Projection, ReadError, SessionFilter, StoredBatch, StoredEntry, Term,
+    LogWriter, Posting, Projected, Projection, Prune, ReadError, Rewrap, SessionFilter, StoredBatch, StoredEntry, Term,
 };
 
 /// How one step of an append fails.
@@ -50,17 +51,27 @@ impl Fault {
 pub struct FaultyLog {
     inner: Arc<dyn LogStore>,
     orders: Mutex<VecDeque<Fault>>,
+    cut: AtomicBool,
 }
 
 impl FaultyLog {
     /// Wraps a log.
     pub fn new(inner: Arc<dyn LogStore>) -> Self {
-        Self { inner, orders: Mutex::default() }
+        Self { inner, orders: Mutex::default(), cut: AtomicBool::new(false) }
     }
 
     /// Orders a fault: it strikes at the next step that can fail this way, once.
     pub fn order(&self, fault: Fault) {
         self.orders.lock().push_back(fault);
+    }
+
+    /// Puts the log out of reach, or back within it.
+    pub fn cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::Relaxed);
+    }
+
+    fn reach(&self) -> Result<&Arc<dyn LogStore>, ReadError> {
+        if self.cut.load(Ordering::Relaxed) { Err(ReadError::Unavailable(broken())) } else { Ok(&self.inner) }
     }
 
     /// Whether everything ordered has struck.
@@ -83,16 +94,20 @@ impl LogReader for FaultyLog {
     async fn head(&self) -> Result<LogHead, ReadError> {
         match self.strikes(&[Fault::Head]) {
             Some(_) => Err(ReadError::Unavailable(broken())),
-            None => self.inner.head().await,
+            None => self.reach()?.head().await,
         }
     }
 
     async fn batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError> {
-        self.inner.batches(from, entries).await
+        self.reach()?.batches(from, entries).await
     }
 
     async fn entries(&self, indices: &[LeafIndex]) -> Result<Vec<Option<StoredEntry>>, ReadError> {
-        self.inner.entries(indices).await
+        self.reach()?.entries(indices).await
+    }
+
+    async fn sealed_batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError> {
+        self.inner.sealed_batches(from, entries).await
     }
 
     async fn session_entries(
@@ -101,26 +116,30 @@ impl LogReader for FaultyLog {
         after: Version,
         limit: usize,
     ) -> Result<Vec<(Version, LeafIndex)>, ReadError> {
-        self.inner.session_entries(id, after, limit).await
+        self.reach()?.session_entries(id, after, limit).await
     }
 
     async fn hashes(&self, level: u8, start: u64, count: u64) -> Result<Vec<Digest>, ReadError> {
-        self.inner.hashes(level, start, count).await
+        self.reach()?.hashes(level, start, count).await
     }
 }
 
 #[async_trait]
 impl LogIndex for FaultyLog {
     async fn data_keys_by_lookup(&self, lookups: &[Digest]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
-        self.inner.data_keys_by_lookup(lookups).await
+        self.reach()?.data_keys_by_lookup(lookups).await
     }
 
     async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
-        self.inner.data_keys(ids).await
+        self.reach()?.data_keys(ids).await
+    }
+
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError> {
+        self.inner.data_keys_after(after, limit).await
     }
 
     async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
-        self.inner.data_keys_owned_by(owner).await
+        self.reach()?.data_keys_owned_by(owner).await
     }
 
     async fn sessions(
@@ -129,30 +148,30 @@ impl LogIndex for FaultyLog {
         before: Option<SessionId>,
         limit: usize,
     ) -> Result<Vec<SessionId>, ReadError> {
-        self.inner.sessions(filter, before, limit).await
+        self.reach()?.sessions(filter, before, limit).await
     }
 
     async fn uses(&self, ids: &[SessionId]) -> Result<Vec<Option<Timestamp>>, ReadError> {
-        self.inner.uses(ids).await
+        self.reach()?.uses(ids).await
     }
 
     async fn answer(&self, key: &Digest) -> Result<Option<Answer>, ReadError> {
-        self.inner.answer(key).await
+        self.reach()?.answer(key).await
     }
 
     async fn credentials(&self) -> Result<Vec<Credential>, ReadError> {
-        self.inner.credentials().await
+        self.reach()?.credentials().await
     }
 }
 
 #[async_trait]
 impl LogPostings for FaultyLog {
     async fn projection(&self) -> Result<Projection, ReadError> {
-        self.inner.projection().await
+        self.reach()?.projection().await
     }
 
     async fn postings(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<Posting>, ReadError> {
-        self.inner.postings(terms, segments).await
+        self.reach()?.postings(terms, segments).await
     }
 
     async fn project(
@@ -161,11 +180,11 @@ impl LogPostings for FaultyLog {
         size: TreeSize,
         postings: &[Posting],
     ) -> Result<Projected, ReadError> {
-        self.inner.project(expected, size, postings).await
+        self.reach()?.project(expected, size, postings).await
     }
 
     async fn session_places(&self, ids: &[SessionId]) -> Result<Vec<LeafIndex>, ReadError> {
-        self.inner.session_places(ids).await
+        self.reach()?.session_places(ids).await
     }
 }
 
@@ -185,26 +204,37 @@ impl LogWriter for FaultyLog {
                 let _lost = self.inner.append(batch).await;
                 pending().await
             }
-            Some(Fault::Head | Fault::Resolve) | None => self.inner.append(batch).await,
+            Some(Fault::Head | Fault::Resolve) | None => match self.reach() {
+                Ok(log) => log.append(batch).await,
+                Err(_) => Err(AppendError::NotDone(broken())),
+            },
         }
     }
 
     async fn resolve(&self, batch: &Batch) -> Result<bool, ReadError> {
         match self.strikes(&[Fault::Resolve]) {
             Some(_) => Err(ReadError::Unavailable(broken())),
-            None => self.inner.resolve(batch).await,
+            None => self.reach()?.resolve(batch).await,
         }
     }
 
     async fn mark_uses(&self, uses: &[(SessionId, Timestamp)]) -> Result<(), ReadError> {
-        self.inner.mark_uses(uses).await
+        self.reach()?.mark_uses(uses).await
     }
 
     async fn forget_expired(&self, now: Timestamp, limit: usize) -> Result<usize, ReadError> {
-        self.inner.forget_expired(now, limit).await
+        self.reach()?.forget_expired(now, limit).await
+    }
+
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
+        self.inner.rewrap(keys).await
+    }
+
+    async fn prune(&self, prune: &Prune) -> Result<bool, ReadError> {
+        self.inner.prune(prune).await
     }
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {
-        self.inner.prepare(size, now).await
+        self.reach()?.prepare(size, now).await
     }
 }

@@ -163,7 +163,7 @@ pub async fn one_node_alone_can_be_addressed_or_it_is_refused(medium: &impl Medi
             break;
         }
     }
-    assert!(heard);
+    assert!(heard, "{:?}, {:?}", one.transport.describe(), other.transport.describe());
     assert!(!third.hears(b"for the second", Duration::from_millis(300)).await);
     let nobody = one.transport.send(Audience::One(life(9)), b"for nobody");
     assert!(matches!(nobody, Ok(()) | Err(SendError::Unavailable(_))), "{nobody:?}");

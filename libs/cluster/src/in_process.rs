@@ -100,6 +100,11 @@ impl Network {
         self.0.lock().cuts.clear();
     }
 
+    /// Takes a node out without a word to anybody, as a crash of its machine does.
+    pub fn unplug(&self, node: Incarnation) {
+        self.0.lock().nodes.retain(|other| other.incarnation != node);
+    }
+
     /// Keeps every frame from now on.
     pub fn listen(&self) {
         self.0.lock().wire = Some(Vec::new());

@@ -96,6 +96,12 @@ pub trait Transport: Send + Sync + 'static {
     /// The next thing that came; waits until something does. `None` once closed.
     async fn receive(&self) -> Option<Received>;
 
+    /// The frame that [`Transport::receive`] gave last was opened: it is an authentic and new one of this node. Said before the next
+    /// is received. A transport that learns addresses from what it is sent can believe this one; others need not care.
+    fn authentic(&self, from: Incarnation) {
+        let _not_needed = from;
+    }
+
     /// What a person would want to know of its state, for `counterfoil cluster check`: addresses, connections, what was refused. One
     /// line each.
     fn describe(&self) -> Vec<String>;

@@ -106,20 +106,29 @@ async fn follow(service: Arc<SessionService>, status: Arc<Mutex<FollowerStatus>>
     }
     // What the view was last told that it reflects; less than that, and it has lost what it held.
     let mut told = TreeSize(0);
+    // The losses that are being made good, or were.
+    let (mut noticed, mut restored) = (0, 0);
     loop {
         service.recognise_view().await;
+        let losses = service.view.losses();
         if let Ok(reflects) = service.view.reflects().await {
-            if reflects < told {
-                info!(%reflects, "the view has lost what it held: applying the log again");
+            if reflects < told || losses != noticed {
+                info!(%reflects, "the view may have lost what it held: applying the log again");
+                // Not merely from what it was told: states that were applied since may be among the lost.
                 service.progress.lost(reflects);
                 told = reflects;
             } else if service.shared_view.lock().is_some() {
                 // Others apply to it too: what they have, this process need not apply again.
                 service.progress.applied(LeafIndex(0), reflects);
             }
+            noticed = losses;
         }
-        match catch_up(&service, &status, started, &mut told).await {
+        match catch_up(&service, &status, started, &mut told, noticed != restored).await {
             Ok(()) => {
+                if noticed != restored {
+                    service.view.restored(noticed);
+                    restored = noticed;
+                }
                 let mut status = status.lock();
                 if status.rebuild == RebuildState::Running {
                     status.rebuild = RebuildState::Complete;
@@ -160,6 +169,7 @@ async fn catch_up(
     status: &Mutex<FollowerStatus>,
     started: Instant,
     told: &mut TreeSize,
+    restoring: bool,
 ) -> Result<(), FollowError> {
     let asked = Instant::now();
     let size = service.log.head().await?.size();
@@ -181,7 +191,7 @@ async fn catch_up(
         // The next run is read while this one is opened and applied.
         let read_ahead =
             async { if end < size { Some(service.log.batches(LeafIndex(end.0), RUN).await) } else { None } };
-        let (applied, ahead) = tokio::join!(apply_run(service, batches, rebuilding), read_ahead);
+        let (applied, ahead) = tokio::join!(apply_run(service, batches, rebuilding || restoring), read_ahead);
         applied?;
         next = ahead.filter(|_| service.progress.reflected().0 <= end.0);
         service.progress.applied(LeafIndex(reflected.0), end);
@@ -203,8 +213,8 @@ async fn catch_up(
     Ok(())
 }
 
-/// Folds a run of entries into the view.
-async fn apply_run(service: &SessionService, batches: Vec<StoredBatch>, rebuilding: bool) -> Result<(), FollowError> {
+/// Folds a run of entries into the view; with the uses that were marked beside the log, for a view that may lack them.
+async fn apply_run(service: &SessionService, batches: Vec<StoredBatch>, with_marks: bool) -> Result<(), FollowError> {
     let entries: Vec<StoredEntry> = batches.into_iter().flat_map(entries_of).collect();
     let opened = open_on_all_cores(service, entries).await?;
     let mut states: HashMap<SessionId, Option<Session>> = HashMap::with_capacity(opened.len());
@@ -213,7 +223,7 @@ async fn apply_run(service: &SessionService, batches: Vec<StoredBatch>, rebuildi
         let before = match states.remove(&id) {
             Some(state) => state,
             None if recorded.version.0 == 1 => None,
-            None => match service.view.get(id).await {
+            None => match service.view.held(id).await {
                 Ok(Some(Viewed::Active(session))) if session.head.index < recorded.head.index => {
                     Some(Arc::unwrap_or_clone(session))
                 }
@@ -240,7 +250,7 @@ async fn apply_run(service: &SessionService, batches: Vec<StoredBatch>, rebuildi
     for some in states.chunks(1_024) {
         let _applied = service.view.apply(some).await?;
     }
-    if rebuilding {
+    if with_marks {
         let active: Vec<SessionId> = states.iter().filter(|s| s.ended().is_none()).map(|s| s.id).collect();
         let uses = service.log.uses(&active).await?;
         let marks: Vec<_> = active.into_iter().zip(uses).filter_map(|(id, used)| Some((id, used?))).collect();

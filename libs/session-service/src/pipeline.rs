@@ -66,14 +66,17 @@ impl CommitSink for Pipeline {
             states.extend(session.clone());
             answers.push((ticket.reply, Done { place, session }));
         }
+        let losses = self.view.losses();
         match self.view.apply(&states).await {
-            Ok(_applied) => {
+            Ok(_applied) if self.view.losses() == losses => {
                 self.progress.applied(first.index, first.tree_size);
                 if let Some(outbox) = self.outbox.get() {
                     // Never waits: what is not told is read from the log.
                     let _not_told = outbox.try_send(Told { first: first.index, end: first.tree_size, states });
                 }
             }
+            // It may have been lost with what was lost meanwhile.
+            Ok(_applied) => self.progress.behind.notify_one(),
             Err(failure) => {
                 // It has happened all the same: the follower brings the view up to date when it can.
                 warn!(failure = &failure as &dyn std::error::Error, "the view could not be told of a commit");

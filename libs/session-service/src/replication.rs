@@ -132,6 +132,12 @@ impl Host for Peers {
         }
     }
 
+    fn grown(&self, size: TreeSize) {
+        let Some(service) = self.0.upgrade() else { return };
+        service.progress.saw(size);
+        service.progress.behind.notify_one();
+    }
+
     fn heard(&self, heard: Heard) {
         let Some(service) = self.0.upgrade() else { return };
         service.progress.saw(heard.size);

@@ -8,12 +8,16 @@
 
 #[cfg(feature = "test-util")]
 pub mod conformance;
+mod doubt;
 mod memory;
+mod reflected;
 mod size;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
+pub use doubt::Doubt;
 pub use memory::{BeyondBudget, Budget, MemoryView};
+pub use reflected::Reflected;
 pub use size::{session_bytes, tombstone_bytes};
 
 use std::sync::Arc;
@@ -84,6 +88,12 @@ pub trait SessionView: Send + Sync + 'static {
     /// What the view holds of a session.
     async fn get(&self, id: SessionId) -> Result<Option<Viewed>, ViewError>;
 
+    /// As `get`, and also while the view is in doubt of what it holds ([`SessionView::losses`]): for whoever applies what
+    /// follows, and sees by its version whether it does.
+    async fn held(&self, id: SessionId) -> Result<Option<Viewed>, ViewError> {
+        self.get(id).await
+    }
+
     /// Applies states, in one round trip. Answers one [`Applied`] for each, in order.
     async fn apply(&self, states: &[Arc<Session>]) -> Result<Vec<Applied>, ViewError>;
 
@@ -110,6 +120,18 @@ pub trait SessionView: Send + Sync + 'static {
 
     /// Raises [`SessionView::reflects`] to `size`; never lowers it.
     async fn set_reflects(&self, size: TreeSize) -> Result<(), ViewError>;
+
+    /// How often the view may have lost what was applied to it, in a way that [`SessionView::reflects`] does not show: the
+    /// server was restarted, a replica that lagged was promoted, the store is one that this process has just come to. When
+    /// it has risen, everything from [`SessionView::reflects`] on is to be applied again, and then
+    /// [`SessionView::restored`] called. Until then such a view answers [`ViewError::Unavailable`] to `get`, so that what it
+    /// lacks (the end of a session) is read from the log. A view that loses only whole sessions has nothing to count.
+    fn losses(&self) -> u64 {
+        0
+    }
+
+    /// All that was in the log when [`SessionView::losses`] was `losses` has been applied since.
+    fn restored(&self, _losses: u64) {}
 
     /// How it is doing.
     fn status(&self) -> ViewStatus;

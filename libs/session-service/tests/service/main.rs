@@ -7,9 +7,11 @@
     reason = "a test that cannot go on should stop where it is"
 )]
 
+mod cluster;
 mod custody;
 mod faults;
 mod parallel;
 mod rig;
 mod rules;
+mod simulation;
 mod views;

@@ -96,15 +96,18 @@ pub(crate) fn patch(json: &str) -> MergePatch {
     MergePatch::parse(json, &Limits::default()).unwrap()
 }
 
-fn start(
+/// A service that does not follow its log yet.
+pub(crate) fn service(
+    node: &str,
     log: Arc<dyn LogStore>,
     view: Arc<dyn SessionView>,
     hands: &Arc<Hands>,
     key: &Arc<LogKey>,
     policy: Policy,
-) -> (Arc<SessionService>, Follower) {
+    max_staleness: Option<Duration>,
+) -> Arc<SessionService> {
     let signers: Vec<Arc<dyn merkle_log::Signer + Send + Sync>> = vec![Arc::clone(key) as _];
-    let service = SessionService::start(
+    SessionService::start(
         Parts {
             log,
             view,
@@ -113,16 +116,26 @@ fn start(
             clock: Arc::new(LogClock::new(Arc::clone(hands) as _)),
         },
         ServiceConfig {
-            node: "node-1".into(),
+            node: node.into(),
             realms: HashMap::from([(realm(), policy), ("other".parse().unwrap(), policy)]),
             deadline: Duration::from_secs(5),
-            max_staleness: None,
+            max_staleness,
             group_commit: GroupCommitConfig {
                 append_timeout: Duration::from_millis(500),
                 ..GroupCommitConfig::default()
             },
         },
-    );
+    )
+}
+
+fn start(
+    log: Arc<dyn LogStore>,
+    view: Arc<dyn SessionView>,
+    hands: &Arc<Hands>,
+    key: &Arc<LogKey>,
+    policy: Policy,
+) -> (Arc<SessionService>, Follower) {
+    let service = service("node-1", log, view, hands, key, policy, None);
     let follower = Follower::start(Arc::clone(&service));
     (service, follower)
 }

@@ -9,13 +9,14 @@ use audit_log::MemoryLog;
 use parking_lot::Mutex;
 use session_model::{Action, Session, SessionId, Timestamp, TreeSize, Version};
 use session_service::{RebuildState, Validation};
-use session_view::{Applied, Budget, MemoryView, SessionView, ViewError, ViewStatus, Viewed};
+use session_view::{Applied, Budget, Doubt, MemoryView, SessionView, ViewError, ViewStatus, Viewed};
 
 use crate::rig::{Rig, caller, patch, policy};
 
-/// A view that can be taken out of reach, emptied, and filled with rubbish.
+/// A view that can be taken out of reach, emptied, put back to what it held before, and filled with rubbish.
 struct Frail {
     inner: Mutex<Arc<MemoryView>>,
+    doubt: Doubt,
     down: AtomicBool,
     rubbish: Mutex<Option<SessionId>>,
 }
@@ -23,7 +24,9 @@ struct Frail {
 impl Frail {
     fn new() -> Arc<Self> {
         let inner = Mutex::new(Arc::new(MemoryView::new(Budget::default())));
-        Arc::new(Self { inner, down: AtomicBool::new(false), rubbish: Mutex::new(None) })
+        let doubt = Doubt::default();
+        doubt.restored(doubt.losses());
+        Arc::new(Self { inner, doubt, down: AtomicBool::new(false), rubbish: Mutex::new(None) })
     }
 
     fn up(&self) -> Result<Arc<MemoryView>, ViewError> {
@@ -47,6 +50,12 @@ impl SessionView for Frail {
         if *self.rubbish.lock() == Some(id) {
             return Err(ViewError::Undecodable(id));
         }
+        if !self.doubt.is_over() {
+            return Err(ViewError::Unavailable("in doubt".into()));
+        }
+        self.up()?.get(id).await
+    }
+    async fn held(&self, id: SessionId) -> Result<Option<Viewed>, ViewError> {
         self.up()?.get(id).await
     }
     async fn apply(&self, states: &[Arc<Session>]) -> Result<Vec<Applied>, ViewError> {
@@ -70,6 +79,12 @@ impl SessionView for Frail {
     }
     async fn set_reflects(&self, size: TreeSize) -> Result<(), ViewError> {
         self.up()?.set_reflects(size).await
+    }
+    fn losses(&self) -> u64 {
+        self.doubt.losses()
+    }
+    fn restored(&self, losses: u64) {
+        self.doubt.restored(losses);
     }
     fn status(&self) -> ViewStatus {
         self.inner.lock().status()
@@ -117,6 +132,31 @@ async fn a_view_that_lost_everything_is_rebuilt_and_due_sessions_are_reaped_agai
     assert_eq!(inner.status().held, 300);
     let first = inner.get(ids[0]).await.unwrap();
     assert!(matches!(first, Some(Viewed::Active(session)) if session.version == Version(2)));
+}
+
+/// What a promoted replica does that lagged: it says that it reflects as much as the view was last told, but lacks what was
+/// applied since.
+#[tokio::test(start_paused = true)]
+async fn what_a_lagging_replica_lacks_is_read_from_the_log_and_applied_again() {
+    let (view, rig) = rig();
+    let created = rig.create(None).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let reflects = view.up().unwrap().reflects().await.unwrap();
+    let id = created.session.id;
+    rig.service.end(&caller(), id, session_model::EndReason::requested("bye").unwrap()).await.unwrap();
+
+    let replica = Arc::new(MemoryView::new(Budget::default()));
+    assert_eq!(replica.apply(std::slice::from_ref(&created.session)).await.unwrap(), [Applied::Yes]);
+    replica.set_reflects(reflects).await.unwrap();
+    *view.inner.lock() = Arc::clone(&replica);
+    view.doubt.lost();
+
+    let worth = rig.service.validate(&caller(), &created.token.unwrap().expose()).await.unwrap();
+    assert!(!matches!(worth, Validation::Active(_)), "the ended session came back: {worth:?}");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(view.doubt.is_over(), "the follower has applied again what was lost");
+    let shown = replica.get(id).await.unwrap();
+    assert!(matches!(shown, Some(Viewed::Ended(_))), "{shown:?}");
 }
 
 #[tokio::test(start_paused = true)]

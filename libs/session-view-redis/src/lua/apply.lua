@@ -1,7 +1,7 @@
 -- Applies states of sessions, each if it is newer than what stands there, and keeps the index by deadline.
 -- KEYS: the index, the quarantine, then one key for each state. ARGV: for each state id, time to live in ms, value.
 -- Answers a string with '1' (applied) or '0' (stale) for each state.
--- A value begins: tag (1), leaf index (8), last seen (8), idle timeout (8), expiry (8); see value.rs. The numbers are
+-- A value begins: tag (1), leaf index (8), last seen (8), idle timeout (8), expiry (8); see the crate session-value. The numbers are
 -- compared as doubles: leaf indices and microseconds stay below 2^53 until the year 2255.
 local HEADER, ACTIVE, ENDED, KEPT_ASIDE = 33, 1, 2, 1000
 local due, aside = KEYS[1], KEYS[2]
