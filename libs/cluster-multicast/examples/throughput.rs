@@ -111,6 +111,8 @@ impl Host for Node {
 
     fn grown(&self, _: TreeSize) {}
 
+    fn grown(&self, _: TreeSize) {}
+
     fn heard(&self, _: Heard) {}
 
     fn missed(&self) {

@@ -161,6 +161,7 @@ impl Transport for MulticastTransport {
             records: true,
             encrypted_link: false,
             peer_authentication: false,
+            records: true,
             tells_departures: true,
         }
     }

@@ -41,6 +41,8 @@ impl Host for Told {
 
     fn grown(&self, _: TreeSize) {}
 
+    fn grown(&self, _: TreeSize) {}
+
     fn heard(&self, _: Heard) {}
 
     fn missed(&self) {}

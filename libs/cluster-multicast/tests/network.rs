@@ -37,6 +37,8 @@ impl Host for Counter {
 
     fn grown(&self, _: TreeSize) {}
 
+    fn grown(&self, _: TreeSize) {}
+
     fn heard(&self, _: Heard) {}
 
     fn missed(&self) {}
