@@ -161,7 +161,6 @@ impl Transport for MulticastTransport {
             records: true,
             encrypted_link: false,
             peer_authentication: false,
-            records: true,
             tells_departures: true,
         }
     }
