@@ -65,13 +65,13 @@ pub(crate) async fn keep(shared: Arc<Shared>, sockets: Arc<Sockets>, port: u16) 
             shared.counters.dropped.fetch_add(more, Ordering::Relaxed);
             shared.tell(Received::Lost);
         }
-        let to_watch = {
+        let unwatched = {
             let mut peers = shared.peers.lock();
             peers.tick(now);
-            peers.to_watch(now)
+            peers.unwatched(now)
         };
         while watches.try_join_next().is_some() {}
-        for (who, at) in to_watch {
+        for (who, at) in unwatched {
             watches.spawn(watch_one(Arc::clone(&shared), who, at));
         }
     }
