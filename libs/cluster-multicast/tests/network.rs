@@ -1,5 +1,8 @@
 //! Three processes in network namespaces, with loss, a cut, and a process that is killed. As root; skipped loudly otherwise.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+#![allow(clippy::print_stdout, reason = "what a child process says")]
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
