@@ -203,6 +203,9 @@ class History:
         version, active = self.answered(op)
         if op["op"] == "validate" and op["reason"] == "rotated" and needed > op["token_version"]:
             return
+        # Who need not know the renewal need not know its token.
+        if op["op"] == "validate" and op["reason"] == "unknown" and needed < op["token_version"]:
+            return
         self.checked(rule)
         ended = session.ended and session.ended["version"] <= needed
         if ended and active:
@@ -328,7 +331,11 @@ class History:
         for op in self.operations:
             if op["op"] == "create" and op["status"] == 201:
                 by_subject[op["subject"]].append(op)
-        later = {op["index"]: op["start"] for op in self.operations if op["op"] == "end" and op["status"] == 200}
+        later = {}
+        for op in self.operations:
+            # Ending again is answered with the first end: the earliest to hear of it counts.
+            if op["op"] == "end" and op["status"] == 200:
+                later[op["index"]] = min(op["start"], later.get(op["index"], op["start"]))
         for op in self.operations:
             if op["op"] == "logout" and op["status"] == 200:
                 for index, _ in op["receipts"]:

@@ -174,6 +174,17 @@ class Rules(unittest.TestCase):
             log.append(entry(6, "session.ended", T, 2, {"ended": {"reason": "logout"}}))
         self.broken("logouts_are_whole", spared)
 
+    def test_a_session_that_had_ended_before_a_logout_is_not_spared_by_it(self):
+        def ended_twice(history, ops, log):
+            ops[-2].update(receipts=[])
+            ops += [operation("end", start, start + 0.1, 200, session=T, version=2, index=6, leaf_hash="hash6") for start in (11, 20)]
+        self.fine(ended_twice)
+
+    def test_a_token_need_not_be_known_before_the_index_of_its_renewal(self):
+        early = operation("validate", 3.2, 3.3, 200, active=False, reason="unknown", token_version=3, min_index=3)
+        self.fine(lambda h, ops, log: ops.append(early))
+        self.broken("min_index", lambda h, ops, log: ops.append({**early, "min_index": 4}))
+
     def test_cap_held(self):
         self.broken("cap_held", lambda h, ops, log: log.__setitem__(0, created(0, "session-0", "ann", {})))
 
