@@ -471,7 +471,7 @@ def ms(value):
 
 
 def weather_of(bench, op):
-    for report in bench.reports:
+    for report in reversed(bench.reports):
         if report["begin"] <= op["end"] and op["start"] <= report["end"] + 5:
             phase = "during" if op["start"] < report["healed"] else "after"
             return f"{phase} {report['fault']} of {'+'.join(report['hurt'])} ({report['begin'] - STARTED:.1f}-{report['healed'] - STARTED:.1f} s)"

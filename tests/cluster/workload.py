@@ -13,7 +13,7 @@ READ_SHARE_WITH_INDEX = 0.5
 class Http:
     """A client's connections, one to each node. Answers with status 0 and a word when there is no answer."""
 
-    def __init__(self, nodes, key, timeout=8.0):
+    def __init__(self, nodes, key, timeout=12.0):
         self.addresses, self.timeout = {node.name: node.api for node in nodes}, timeout
         self.headers = {"Authorization": f"Bearer {key}"}
         self.open = {}
