@@ -275,8 +275,10 @@ class Node:
         return json.loads(body) if status == 200 else None
 
     def presence(self, other, timeout=2):
+        """How this node sees another: `up` if any life of it is, else as it sees the first that it lists."""
         seen = self.cluster(timeout) or {"members": []}
-        return next((member["presence"] for member in seen["members"] if member["node"] == other), None)
+        lives = [member["presence"] for member in seen["members"] if member["node"] == other]
+        return "up" if "up" in lives else lives[0] if lives else None
 
     def kill(self):
         self.process.kill()

@@ -182,10 +182,16 @@ class Bench:
         time.sleep(fault.hold)
         # What was acknowledged before the heal, wherever, is what everybody must come to show.
         needed = self.probe_versions()
-        began = time.monotonic()
-        healed, converged = heal(), {}
+        began, moments = time.monotonic(), {}
+        # Beside the heal, which may take its time: a node that serves again before all is as it was serves.
+        looking = [threading.Thread(target=lambda node=node: moments.update({node.name: self.converge(node, needed)})) for node in self.nodes]
+        for look in looking:
+            look.start()
+        healed = heal()
         healed = healed if isinstance(healed, float) else time.monotonic()
-        parallel(lambda node: converged.update({node.name: self.converge(node, needed, healed)}), self.nodes)
+        for look in looking:
+            look.join()
+        converged = {name: [None if moment is None else max(0.0, moment - healed) for moment in both] for name, both in moments.items()}
         for watch in self.watches:
             watch.join()
         end = mark[1] = time.monotonic()
@@ -211,10 +217,11 @@ class Bench:
                     needed[session] = max(needed.get(session, 0), json.loads(text)["version"])
         return needed
 
-    def converge(self, node, needed, since):
-        http = Http([node], self.keys["application"], timeout=6)
+    def converge(self, node, needed):
+        """When a node showed all that is needed, without being told an index, and when it took a write after that."""
+        http, began = Http([node], self.keys["application"], timeout=6), time.monotonic()
         left, reads, writes = dict(needed), None, None
-        while time.monotonic() < since + 40:
+        while time.monotonic() < began + 40:
             for session in list(left):
                 status, text, _ = http.ask(node.name, "GET", f"/v1/sessions/{session}")
                 if status == 200 and json.loads(text)["version"] >= left[session]:
@@ -222,14 +229,14 @@ class Bench:
                 elif status != 200:
                     break
             if not left and reads is None:
-                reads = time.monotonic() - since
+                reads = time.monotonic()
             if reads is not None:
-                status, _, _ = http.ask(node.name, "PATCH", f"/v1/sessions/{self.probe.sessions[node.name]}", {"healed": str(since)},
+                status, _, _ = http.ask(node.name, "PATCH", f"/v1/sessions/{self.probe.sessions[node.name]}", {"healed": str(began)},
                                         kind="application/merge-patch+json")
                 if status == 200:
-                    writes = time.monotonic() - since
+                    writes = time.monotonic()
                     break
-            time.sleep(0.005)
+            time.sleep(0.01)
         return reads, writes
 
     def weather_report(self):
