@@ -1,4 +1,6 @@
-// The scenario of `run`, with node-soap reading the live WSDL. Arguments: URL, secret, SOAP version, text or digest.
+// The scenario of `run`, with node-soap reading the live WSDL. Arguments: URL, secret, SOAP version, and text, digest or signed;
+// then the keys and certificates are in the folder $SOAP_KEYS.
+const fs = require('fs');
 const soap = require('soap');
 const [url, secret, version, auth] = process.argv.slice(2);
 let count = 0;
@@ -8,15 +10,22 @@ const check = (holds, what) => {
 };
 const port = version === '1.1' ? 'SessionPortSoap11' : 'SessionPortSoap12';
 
+// The token is signed, too, and has an id of its own each time: without it two equal calls within a second, which is as fine as the
+// time stamp is, would be one message, and the second a replay. WSSecurityCert signs with RSA only.
+const signed = (name) => new soap.WSSecurityCert(fs.readFileSync(`${process.env.SOAP_KEYS}/${name}.key`),
+  fs.readFileSync(`${process.env.SOAP_KEYS}/${name}.crt`), '', { hasTimeStamp: true, additionalReferences: ['wsse:BinarySecurityToken'] });
+
 async function proxy(name, password) {
   const client = await soap.createClientAsync(`${url}?wsdl`, { forceSoap12Headers: version === '1.2' });
   const hasTimeStamp = true;
-  client.setSecurity(new soap.WSSecurity(name, password, {
+  const secure = () => auth === 'signed' ? client.setSecurity(signed(password !== secret ? 'stranger' : name === 'audit' ? 'audit-rsa' : name)) : client.setSecurity(new soap.WSSecurity(name, password, {
     passwordType: auth === 'digest' ? 'PasswordDigest' : 'PasswordText', hasTimeStamp, hasNonce: true, hasTokenCreated: true,
   }));
   const methods = client.SessionService[port];
-  return (operation, request) => new Promise((resolve, reject) =>
-    methods[operation](request, (failure, answer) => (failure ? reject(failure) : resolve(answer))));
+  return (operation, request) => new Promise((resolve, reject) => {
+    secure();
+    methods[operation](request, (failure, answer) => (failure ? reject(failure) : resolve(answer)));
+  });
 }
 
 async function faultOf(call) {

@@ -18,7 +18,7 @@ use crate::{Anchor, ContradictionError, PlaceError, compare};
 /// How a place is doing.
 #[derive(Debug, Clone)]
 pub struct AnchorStatus {
-    /// What kind of place: `file`, `s3`.
+    /// What kind of place: `file`, `s3`, `tsa`.
     pub kind: &'static str,
     /// Where.
     pub place: String,
@@ -31,6 +31,9 @@ pub struct AnchorStatus {
     /// Whether the log and the place contradict each other.
     pub contradicted: bool,
 }
+
+/// After how long a place that failed is tried again, if its turn would come later.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// Keeps a place up to date. Compares the log with what was kept before it keeps anything: a log that was rolled back while the service ran
 /// is noticed, and the proof of it is never replaced.
@@ -84,7 +87,16 @@ impl Keeper {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
-                    _ = ticks.tick() => task.turn().await,
+                    _ = ticks.tick() => {
+                        task.turn().await;
+                        let status = task.status.lock();
+                        match (&status.failure, status.size) {
+                            (Some(_), _) => ticks.reset_after(pause.min(RETRY)),
+                            // A log without entries: its first is about to come.
+                            (None, None) => ticks.reset_after(pause.min(Duration::from_secs(1))),
+                            (None, Some(_)) => {}
+                        }
+                    }
                     // The last checkpoint, before the end.
                     _ = stopping.changed() => break task.turn().await,
                 }

@@ -1,7 +1,7 @@
 //! Where checkpoints are kept outside the database, so that a database that was rolled back or rewritten betrays itself.
 //!
 //! * [`Anchor`]: the port: a place that keeps checkpoints and gives the newest back.
-//! * [`FileAnchor`], [`S3Anchor`] (object lock): the places there are.
+//! * [`FileAnchor`], [`S3Anchor`] (object lock), [`TsaAnchor`] (a folder, with a time stamp of somebody else's on each): the places there are.
 //! * [`WitnessClient`]: others who cosign (C2SP tlog-witness), and the quorum of them. They are not places, because they want proof.
 //! * [`compare`]: the log against a checkpoint from outside. [`check_head`]: the log against itself.
 //! * [`Keeper`], [`Cosigner`]: the tasks that keep a place, and the quorum, up to date, and compare before they do.
@@ -14,6 +14,7 @@ mod file;
 mod keeper;
 mod s3;
 mod sigv4;
+mod tsa;
 mod witnesses;
 
 pub use check::{ContradictionError, check_head, compare, open_signed};
@@ -21,6 +22,7 @@ pub use cosigner::{Cosigned, Cosigner, CosignerConfig, CosignerView, WitnessStat
 pub use file::{FileAnchor, replace_file};
 pub use keeper::{AnchorStatus, Keeper};
 pub use s3::{S3Anchor, S3Config, S3Retention};
+pub use tsa::{StampFiles, TsaAnchor, TsaConfig, stamps_in};
 pub use witnesses::{Added, WitnessClient};
 
 use session_model::TreeSize;
@@ -58,7 +60,7 @@ impl PlaceError {
 /// larger ones, and has compared the log with what was kept before. *Trust:* what `newest` answers is not believed before its signature has
 /// been read; a place may lose, repeat or forge, and never decides by itself what is true. *Retry:* the caller's, at its next turn.
 pub trait Anchor: Send + Sync + 'static {
-    /// What kind of place it is, as a word for metrics: `file`, `s3`.
+    /// What kind of place it is, as a word for metrics: `file`, `s3`, `tsa`.
     fn kind(&self) -> &'static str;
 
     /// Where it is, for operators: a path, a bucket, an address. Holds no secret.

@@ -8,7 +8,7 @@ use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use api_http::{Problem, ProblemCode, ProblemDocument, answer, query};
 use async_trait::async_trait;
-use evidence::{ChunkTo, KeySource, Order, Purpose, Selection, ZipSink, write_bundle};
+use evidence::{ChunkTo, KeySource, Order, Purpose, Selection, StampFile, ZipSink, write_bundle};
 use futures::{StreamExt, stream};
 use session_model::{Detail, SessionId, Timestamp, TreeSize};
 use session_service::Caller;
@@ -26,6 +26,8 @@ pub struct EvidenceApi {
     pub audit: AuditApi,
     /// Knows subjects and their keys.
     pub keys: Arc<dyn KeySource>,
+    /// The checkpoints that have time stamps, the smallest tree first. Reads a folder, and so blocks.
+    pub stamps: Arc<dyn Fn() -> Vec<StampFile> + Send + Sync>,
     /// The time of the service.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Bundles that may be written at a time: each reads a good part of the log.
@@ -113,7 +115,10 @@ pub async fn bundle(
     // A request that cannot be read is recorded as one.
     let detail = asked.as_ref().map_or_else(|_| Detail::new(), Asked::detail);
     record(&api.audit, request, caller, detail, None).await?;
-    let order = asked?.order(caller, api);
+    let mut order = asked?.order(caller, api);
+    let stamps = Arc::clone(&api.stamps);
+    // A bundle without its time stamps proves less, and nothing wrong.
+    order.stamps = web::block(move || stamps()).await.unwrap_or_default();
     let size = api.audit.log.head().await.map_err(read_problem)?.size();
     if size == TreeSize(0) {
         return Err(nothing_there("the log is empty"));
@@ -216,11 +221,13 @@ impl Asked {
                 realm: Some(caller.realm.clone()),
                 from: self.from,
                 to: self.to,
+                within: None,
                 session: self.session,
                 subject: self.subject.map(|subject| (vec![caller.realm.clone()], subject)),
             },
             reveal: self.reveal,
             keep: self.keep,
+            stamps: Vec::new(),
             made_at: (api.now)(),
             made_by: caller.actor.id.clone(),
             vkeys: api.audit.keys.iter().map(|key| key.vkey.clone()).collect(),

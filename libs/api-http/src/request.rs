@@ -162,6 +162,11 @@ impl Gate {
         self.holders.authenticate(key).map_err(|denied| self.denied(request, &denied, "nobody holds this key"))
     }
 
+    /// Whose certificate this is, by its SHA-256, if it is anybody's. That the asker has its key must be known by other means.
+    pub fn holder_of_certificate(&self, fingerprint: &Digest) -> Option<Arc<Keyholder>> {
+        self.certificates.get(fingerprint).cloned()
+    }
+
     /// Who holds the credential with this id, as of now.
     ///
     /// # Errors

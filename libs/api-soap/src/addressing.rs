@@ -1,9 +1,10 @@
 //! WS-Addressing 1.0: understood, echoed where the request had it, never called back.
 
-use roxmltree::Node;
+use roxmltree::{Node, NodeId};
 use session_model::Timestamp;
 
 use crate::fault::Fault;
+use crate::reader::text_of;
 use crate::writer::Xml;
 
 pub(crate) const NAMESPACE: &str = "http://www.w3.org/2005/08/addressing";
@@ -32,7 +33,8 @@ impl Echo {
 /// The addressing of a request.
 #[derive(Debug)]
 pub(crate) struct Addressed {
-    pub(crate) message_id: Option<String>,
+    /// The id of the message, and the header it is from.
+    pub(crate) message_id: Option<(String, NodeId)>,
 }
 
 /// Whether a header block is one of WS-Addressing that we understand, or a reference parameter.
@@ -61,7 +63,7 @@ pub(crate) fn read(headers: &[Node<'_, '_>]) -> Result<Option<Addressed>, Fault>
     for name in ["ReplyTo", "FaultTo"] {
         let Some(endpoint) = one(name)? else { continue };
         let address = endpoint.children().find(|child| child.has_tag_name((NAMESPACE, "Address")));
-        if address.is_none_or(|address| address.text().unwrap_or_default().trim() != ANONYMOUS) {
+        if address.is_none_or(|address| text_of(address).unwrap_or_default().trim() != ANONYMOUS) {
             let why = "answers go back over the connection of the request only";
             return Err(Fault::addressing("wsa:OnlyAnonymousAddressSupported", why));
         }
@@ -69,8 +71,8 @@ pub(crate) fn read(headers: &[Node<'_, '_>]) -> Result<Option<Addressed>, Fault>
     if action.is_none() && to.is_none() && message_id.is_none() {
         return Ok(None);
     }
-    let message_id = message_id.map(|id| id.text().unwrap_or_default().trim().to_owned());
-    if message_id.as_ref().is_some_and(|id| id.is_empty() || id.len() > MESSAGE_ID) {
+    let message_id = message_id.map(|id| (text_of(id).unwrap_or_default().trim().to_owned(), id.id()));
+    if message_id.as_ref().is_some_and(|(id, _)| id.is_empty() || id.len() > MESSAGE_ID) {
         return Err(Fault::addressing("wsa:InvalidAddressingHeader", "the message id is empty or too long"));
     }
     Ok(Some(Addressed { message_id }))
@@ -83,7 +85,7 @@ pub(crate) fn write(xml: &mut Xml, action: &str, request: &Addressed) {
     };
     open(xml, "Action");
     xml.escaped(action).close("wsa:Action");
-    if let Some(id) = &request.message_id {
+    if let Some((id, _)) = &request.message_id {
         open(xml, "RelatesTo");
         xml.escaped(id).close("wsa:RelatesTo");
     }

@@ -11,7 +11,7 @@ use crate::envelope::{self, Envelope, Version};
 use crate::fault::{self, Fault};
 use crate::operation::Operation;
 use crate::perform::{Asked, perform};
-use crate::security::{self, PasswordText, Refused};
+use crate::security::{self, Known, PasswordText, Refused};
 use crate::writer::Xml;
 use crate::{NAMESPACE, SchemaLocation, Soap, SoapApi, wsdl, xsd};
 
@@ -143,7 +143,7 @@ async fn process(
     context.version = envelope::version(&document)?;
     let envelope = Envelope::read(&document, context.version)?;
     let addressed = addressing::read(&envelope.headers)?;
-    let message_id = addressed.as_ref().and_then(|addressed| addressed.message_id.clone());
+    let mut message_id = addressed.as_ref().and_then(|addressed| addressed.message_id.clone());
     context.echo.addressing = addressed;
     let security = security::read(&envelope.headers)?;
     let now = api.service.now();
@@ -156,17 +156,20 @@ async fn process(
     let holder = match &security {
         Some(security) if security.has_credential() => {
             if has_bearer(request) {
-                let two = "a message has one credential: a user name token or an API key";
+                let two = "a message has one credential: a user name token, a signature or an API key";
                 return Err(Fault::security(fault::SecurityCode::InvalidSecurity, two));
             }
             let text_allowed = api.password_text == PasswordText::Always || request.app_config().secure();
-            let found = security.authenticate(&api.consumers, &*api.nonces, now, text_allowed).await;
-            let holder = found.map_err(|Refused { fault, reason }| {
+            let (consumers, certificates) = (&*api.consumers, &*api.certificates);
+            let known = Known { consumers, certificates, gate: &api.gate, nonces: &*api.nonces, now, text_allowed };
+            let who = security.authenticate(envelope.body, &known).await.map_err(|Refused { fault, reason }| {
                 api.gate.refused(request, reason);
                 fault
             })?;
-            api.gate.count(request, &holder)?;
-            holder
+            api.gate.count(request, &who.holder)?;
+            // Anybody on the way could have put in what is not signed.
+            message_id = message_id.filter(|(_, header)| who.vouches_for(*header));
+            who.holder
         }
         Some(_) | None => api.gate.holder(request).map_err(|problem| match problem.code() {
             ProblemCode::CredentialRequired => security::failed(),
@@ -176,7 +179,7 @@ async fn process(
     let mut admitted = api.gate.admit_holder(request, &holder, operation.permission(), Protocol::Soap)?;
     let detail = &mut admitted.caller.detail;
     detail.insert("operation".to_owned(), operation.name().to_owned());
-    if let Some(id) = &message_id {
+    if let Some((id, _)) = &message_id {
         detail.insert("message_id".to_owned(), addressing::fact(id));
     }
 

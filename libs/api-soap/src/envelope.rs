@@ -133,7 +133,8 @@ pub(crate) fn scan(text: &str) -> Result<(), Fault> {
             // SOAP 1.1 section 3, SOAP 1.2 part 1 section 5: a message has neither.
             Ok(Event::DocType(_)) => return Err(malformed("a message must not have a document type declaration")),
             Ok(Event::PI(_)) => return Err(malformed("a message must not have processing instructions")),
-            Ok(Event::Text(_) | Event::CData(_) | Event::Comment(_) | Event::GeneralRef(_)) => {}
+            Ok(Event::GeneralRef(reference)) => characters(&format!("&{};", &*reference))?,
+            Ok(Event::Text(_) | Event::CData(_) | Event::Comment(_)) => {}
             Ok(Event::Eof) => return Ok(()),
             Err(_) => return Err(malformed("the message is not well-formed XML")),
         }
@@ -151,10 +152,28 @@ fn within(depth: usize, elements: usize, element: &BytesStart<'_>) -> Result<(),
     let mut count = 0;
     for attribute in attributes.with_checks(false) {
         // What the scan cannot count the tree must not be given: it may read it otherwise.
-        attribute.map_err(|_| malformed("the message is not well-formed XML"))?;
+        let attribute = attribute.map_err(|_| malformed("the message is not well-formed XML"))?;
+        characters(&attribute.value)?;
         count += 1;
         if count > ATTRIBUTES {
             return Err(malformed(format!("an element has more than {ATTRIBUTES} attributes")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a reference to half a character, or to one beyond the last. The tree would hold U+FFFD for each, and what differs would be
+/// the same: Axis 1.4 writes every character beyond U+FFFF as two such halves.
+fn characters(source: &str) -> Result<(), Fault> {
+    for reference in source.split('&').skip(1) {
+        let Some(number) = reference.strip_prefix('#') else { continue };
+        let number = number.split_once(';').map_or(number, |(number, _)| number);
+        let code = match number.strip_prefix('x') {
+            Some(hexadecimal) => u32::from_str_radix(hexadecimal, 16).ok(),
+            None => number.parse().ok(),
+        };
+        if code.and_then(char::from_u32).is_none() {
+            return Err(malformed("the message refers to a character that there is not: a surrogate is half of one"));
         }
     }
     Ok(())
@@ -182,6 +201,8 @@ pub(crate) fn parse(text: &str) -> Result<Document<'_>, Fault> {
 pub(crate) struct Envelope<'a, 'text> {
     /// The header blocks that are addressed to us.
     pub(crate) headers: Vec<Node<'a, 'text>>,
+    /// The body.
+    pub(crate) body: Node<'a, 'text>,
     /// The one child of the body.
     pub(crate) request: Node<'a, 'text>,
 }
@@ -227,19 +248,19 @@ impl<'a, 'text> Envelope<'a, 'text> {
             return Err(Fault::not_understood(strange.into_iter().map(name).collect()));
         }
         match elements(body)?.as_slice() {
-            [request] => Ok(Self { headers: ours, request: *request }),
+            [request] => Ok(Self { headers: ours, body, request: *request }),
             _ => Err(malformed("the Body must have exactly one child")),
         }
     }
 }
 
 /// The child elements of one that has no text of its own.
-fn elements<'a, 'text>(node: Node<'a, 'text>) -> Result<Vec<Node<'a, 'text>>, Fault> {
+pub(crate) fn elements<'a, 'text>(node: Node<'a, 'text>) -> Result<Vec<Node<'a, 'text>>, Fault> {
     let stray = |child: &Node<'_, '_>| {
         child.is_text() && !child.text().unwrap_or_default().chars().all(|c| matches!(c, ' ' | '\t' | '\r' | '\n'))
     };
     if node.children().any(|child| stray(&child)) {
-        return Err(malformed("there is text between the parts of the envelope"));
+        return Err(malformed("there is text between elements of the message that hold none"));
     }
     Ok(node.children().filter(Node::is_element).collect())
 }

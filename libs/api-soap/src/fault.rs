@@ -35,6 +35,7 @@ enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SecurityCode {
     UnsupportedSecurityToken,
+    UnsupportedAlgorithm,
     InvalidSecurity,
     InvalidSecurityToken,
     FailedAuthentication,
@@ -43,8 +44,9 @@ pub(crate) enum SecurityCode {
 
 impl SecurityCode {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::UnsupportedSecurityToken,
+        Self::UnsupportedAlgorithm,
         Self::InvalidSecurity,
         Self::InvalidSecurityToken,
         Self::FailedAuthentication,
@@ -54,6 +56,7 @@ impl SecurityCode {
     const fn name(self) -> &'static str {
         match self {
             Self::UnsupportedSecurityToken => "wsse:UnsupportedSecurityToken",
+            Self::UnsupportedAlgorithm => "wsse:UnsupportedAlgorithm",
             Self::InvalidSecurity => "wsse:InvalidSecurity",
             Self::InvalidSecurityToken => "wsse:InvalidSecurityToken",
             Self::FailedAuthentication => "wsse:FailedAuthentication",
@@ -229,6 +232,7 @@ const fn security_prefix(code: SecurityCode) -> (&'static str, &'static str) {
     match code {
         SecurityCode::MessageExpired => ("wsu", UTILITY),
         SecurityCode::UnsupportedSecurityToken
+        | SecurityCode::UnsupportedAlgorithm
         | SecurityCode::InvalidSecurity
         | SecurityCode::InvalidSecurityToken
         | SecurityCode::FailedAuthentication => ("wsse", SECEXT),

@@ -13,6 +13,7 @@
 
 mod addressing;
 mod audit;
+mod canonical;
 mod endpoint;
 mod envelope;
 mod fault;
@@ -22,14 +23,16 @@ mod perform;
 mod read_only;
 mod reader;
 mod security;
+mod signature;
 mod writer;
 mod wsdl;
 
 pub use endpoint::{MAX_BODY, configure};
 pub use operation::Operation;
 #[cfg(any(test, feature = "test-util"))]
-pub use read_only::read_only;
+pub use read_only::{read_only, read_signed};
 pub use security::{Consumer, Consumers, PasswordText};
+pub use signature::Certificates;
 pub use wsdl::{SchemaLocation, Soap, wsdl, xsd};
 
 use std::fmt;
@@ -58,6 +61,8 @@ pub struct SoapApi {
     pub origin: Arc<str>,
     /// Who may ask with a user name and a secret.
     pub consumers: Arc<Consumers>,
+    /// Certificates that a signature may name without holding them. Whose they are the gate knows, as of all.
+    pub certificates: Arc<Certificates>,
     /// Whether a secret may come in clear over a connection without TLS.
     pub password_text: PasswordText,
     /// Remembers the nonces of messages.

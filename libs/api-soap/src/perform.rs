@@ -372,9 +372,10 @@ pub(crate) fn attribute_map(children: &mut Children<'_, '_>, removed: Vec<String
         let value = match (entry.verbatim("value"), entry.verbatim("json")) {
             (Some(text), None) => quoted(&text),
             (None, Some(json)) => match serde_json::from_str::<&RawValue>(&json) {
-                Ok(raw) => raw.get().to_owned(),
-                Err(_) => {
-                    entry.refuse("json", "is not one JSON value");
+                // JSON's grammar knows no number that is too large, but nothing could read it back.
+                Ok(raw) if serde_json::from_str::<serde_json::Value>(&json).is_ok() => raw.get().to_owned(),
+                Ok(_) | Err(_) => {
+                    entry.refuse("json", "is not one JSON value, or holds a number that is too large");
                     String::from("null")
                 }
             },

@@ -1,22 +1,25 @@
-//! WS-Security: UsernameToken (in clear, or as a digest) and Timestamp. Who asks, and when the message was made.
+//! WS-Security: UsernameToken (in clear, or as a digest), Timestamp, and the certificate of who signed. Who asks, and when the
+//! message was made.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use access::Keyholder;
+use api_http::Gate;
 use base64::Engine;
 use base64::alphabet::STANDARD as ALPHABET;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use nonce_store::{Claimed, NonceError, NonceStore};
-use roxmltree::Node;
+use roxmltree::{Node, NodeId};
 use sealing::{password_digest, same, sha256};
-use session_model::{Seconds, Timestamp};
+use session_model::{Digest, Seconds, Timestamp};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use crate::fault::{Fault, SecurityCode};
 use crate::reader::{date_time, text_of};
+use crate::signature::{self, Certificates, Parts, Signature, Signed};
 use crate::writer::Xml;
 
 /// WS-Security 1.0: the elements.
@@ -26,7 +29,8 @@ pub(crate) const UTILITY: &str = "http://docs.oasis-open.org/wss/2004/01/oasis-2
 const TEXT: &str = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-username-token-profile-1.0#PasswordText";
 const DIGEST: &str =
     "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-username-token-profile-1.0#PasswordDigest";
-const BASE64: &str = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-soap-message-security-1.0#Base64Binary";
+pub(crate) const BASE64: &str =
+    "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-soap-message-security-1.0#Base64Binary";
 
 /// How old a message may be, and how far ahead of our clock: what WSS4J ships as its defaults.
 const AGE: Seconds = Seconds(300);
@@ -84,13 +88,17 @@ impl Consumers {
 
 /// What a Security header says.
 #[derive(Debug)]
-pub(crate) struct Security {
+pub(crate) struct Security<'a, 'text> {
+    block: Node<'a, 'text>,
     username: Option<UsernameToken>,
-    timestamp: Option<Stamp>,
+    timestamp: Option<Stamp<'a, 'text>>,
+    token: Option<Node<'a, 'text>>,
+    signature: Option<Signature<'a, 'text>>,
 }
 
 #[derive(Debug)]
-struct Stamp {
+struct Stamp<'a, 'text> {
+    node: Node<'a, 'text>,
     created: Timestamp,
     expires: Option<Timestamp>,
 }
@@ -135,13 +143,13 @@ pub(crate) fn failed() -> Fault {
 ///
 /// # Errors
 /// A [`Fault`] if it is malformed, stands twice, or holds what we cannot check: what is not checked must not pass for checked.
-pub(crate) fn read(headers: &[Node<'_, '_>]) -> Result<Option<Security>, Fault> {
-    let mut blocks = headers.iter().filter(|block| is_security(**block));
+pub(crate) fn read<'a, 'text>(headers: &[Node<'a, 'text>]) -> Result<Option<Security<'a, 'text>>, Fault> {
+    let mut blocks = headers.iter().copied().filter(|block| is_security(*block));
     let Some(block) = blocks.next() else { return Ok(None) };
     if blocks.next().is_some() {
         return Err(invalid("there are two Security headers for one role"));
     }
-    let mut security = Security { username: None, timestamp: None };
+    let mut security = Security { block, username: None, timestamp: None, token: None, signature: None };
     for token in block.children().filter(Node::is_element) {
         let name = token.tag_name();
         match (name.namespace(), name.name()) {
@@ -151,13 +159,28 @@ pub(crate) fn read(headers: &[Node<'_, '_>]) -> Result<Option<Security>, Fault> 
             (Some(UTILITY), "Timestamp") if security.timestamp.is_none() => security.timestamp = Some(stamp(token)?),
             (Some(SECEXT), "UsernameToken") => return Err(invalid("there are two user name tokens")),
             (Some(UTILITY), "Timestamp") => return Err(invalid("there are two time stamps")),
+            _ if signature::is_token(token) && security.token.is_none() => {
+                signature::check_token(token)?;
+                security.token = Some(token);
+            }
+            _ if signature::is_signature(token) && security.signature.is_none() => {
+                security.signature = Some(Signature::read(token)?);
+            }
+            _ if signature::is_token(token) || signature::is_signature(token) => {
+                return Err(invalid("there are two signatures, or two tokens to be signed with"));
+            }
             _ => {
-                let what = "the Security header holds a token, signature or encryption that is not supported";
+                let what = "the Security header holds a token or an encryption that is not supported";
                 return Err(Fault::security(SecurityCode::UnsupportedSecurityToken, what));
             }
         }
     }
-    Ok(Some(security))
+    match (&security.username, &security.signature, &security.token, &security.timestamp) {
+        (Some(_), Some(_), _, _) => Err(invalid("a message has one credential: a user name token or a signature")),
+        (_, None, Some(_), _) => Err(invalid("a certificate without a signature is nobody's")),
+        (_, Some(_), _, None) => Err(invalid("a signed message must have a time stamp, and that must be signed, too")),
+        _ => Ok(Some(security)),
+    }
 }
 
 /// The one child of this name; an error if it stands twice.
@@ -212,12 +235,13 @@ fn username_token(token: Node<'_, '_>) -> Result<UsernameToken, Fault> {
     Ok(UsernameToken { name, password, nonce, created })
 }
 
-fn decoded(base64: &str) -> Option<Vec<u8>> {
+/// The bytes of base64, however it is broken into lines.
+pub(crate) fn decoded(base64: &str) -> Option<Vec<u8>> {
     let bare: String = base64.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     LENIENT.decode(bare).ok()
 }
 
-fn stamp(token: Node<'_, '_>) -> Result<Stamp, Fault> {
+fn stamp<'a, 'text>(token: Node<'a, 'text>) -> Result<Stamp<'a, 'text>, Fault> {
     let (_, created) = created(token)?.ok_or_else(|| invalid("a time stamp must say when it was created"))?;
     let expires = match child(token, UTILITY, "Expires")? {
         None => None,
@@ -226,20 +250,20 @@ fn stamp(token: Node<'_, '_>) -> Result<Stamp, Fault> {
     if expires.is_some_and(|expires| expires < created) {
         return Err(invalid("the time stamp expires before it is created"));
     }
-    Ok(Stamp { created, expires })
+    Ok(Stamp { node: token, created, expires })
 }
 
 fn is_fresh(created: Timestamp, now: Timestamp) -> bool {
     created <= now.plus(AHEAD) && now < created.plus(AGE)
 }
 
-impl Security {
+impl<'a, 'text> Security<'a, 'text> {
     pub(crate) const fn has_timestamp(&self) -> bool {
         self.timestamp.is_some()
     }
 
     pub(crate) const fn has_credential(&self) -> bool {
-        self.username.is_some()
+        self.username.is_some() || self.signature.is_some()
     }
 
     /// Refuses a message whose time stamp is too old, too far ahead, or expired.
@@ -256,31 +280,60 @@ impl Security {
         }
     }
 
-    /// Who asks. The nonce is claimed last, when the secret is known to be good: strangers cannot fill the memory of nonces.
+    /// Who asks. What must not come twice is claimed last, when the credential is known to be good: strangers cannot fill the
+    /// memory of nonces.
     ///
     /// # Errors
-    /// The one [`failed`] for whatever is wrong with the token; another fault if it cannot be found out.
-    pub(crate) async fn authenticate(
+    /// The one [`failed`] for whatever is wrong with the credential; another fault if it cannot be found out.
+    pub(crate) async fn authenticate(&self, body: Node<'a, 'text>, known: &Known<'_>) -> Result<Who, Refused> {
+        match (&self.signature, &self.timestamp, &self.username) {
+            (Some(_), Some(stamp), _) => {
+                let holder_of = |fingerprint: &Digest| known.gate.holder_of_certificate(fingerprint);
+                let found = self.verify(body, known.certificates, holder_of, known.now);
+                let Signed { holder, covered, identity } = found.map_err(Refused::because)?;
+                known.claim(&identity, stamp.created, "soap_replayed_signature").await?;
+                Ok(Who { holder, covered: Some(covered) })
+            }
+            (None, _, Some(token)) => token.authenticate(known).await,
+            (Some(_), None, _) | (None, _, None) => Err(Refused::because("soap_no_credential")),
+        }
+    }
+
+    /// Verifies the signature. That the message was not there before is not looked at.
+    ///
+    /// # Errors
+    /// The real reason why it is not good: never for the client.
+    pub(crate) fn verify(
         &self,
-        consumers: &Consumers,
-        nonces: &dyn NonceStore,
+        body: Node<'a, 'text>,
+        certificates: &Certificates,
+        holder_of: impl FnOnce(&Digest) -> Option<Arc<Keyholder>>,
         now: Timestamp,
-        text_allowed: bool,
-    ) -> Result<Arc<Keyholder>, Refused> {
-        let token = self.username.as_ref().ok_or(Refused::because("soap_no_credential"))?;
-        if matches!(token.password, Password::Text(_)) && !text_allowed {
+    ) -> Result<Signed, &'static str> {
+        let (Some(signature), Some(stamp)) = (&self.signature, &self.timestamp) else {
+            return Err("soap_unsigned");
+        };
+        let header = self.block.parent().ok_or("soap_unsigned")?;
+        let parts = Parts { header, security: self.block, timestamp: stamp.node, token: self.token, body };
+        signature.verify(&parts, certificates, holder_of, now)
+    }
+}
+
+impl UsernameToken {
+    async fn authenticate(&self, known: &Known<'_>) -> Result<Who, Refused> {
+        if matches!(self.password, Password::Text(_)) && !known.text_allowed {
             let what = "a password in clear is accepted over TLS only";
             let fault = Fault::security(SecurityCode::UnsupportedSecurityToken, what);
             return Err(Refused { fault, reason: "soap_text_without_tls" });
         }
-        let consumer = consumers.0.get(&token.name);
+        let consumer = known.consumers.0.get(&self.name);
         // Nobody's secret takes as long to be wrong as somebody's.
         let secret: &[u8] = consumer.map_or(b"nobody's secret, as long as one", |consumer| &consumer.secret);
-        let matches = match &token.password {
+        let matches = match &self.password {
             Password::Text(given) => same(&sha256(given.as_bytes()).0, &sha256(secret).0),
             Password::Digest(given) => {
-                let (literal, _) = token.created.as_ref().ok_or(Refused::because("soap_no_created"))?;
-                let expected = password_digest(token.nonce.as_deref().unwrap_or_default(), literal.as_bytes(), secret);
+                let (literal, _) = self.created.as_ref().ok_or_else(|| Refused::because("soap_no_created"))?;
+                let expected = password_digest(self.nonce.as_deref().unwrap_or_default(), literal.as_bytes(), secret);
                 same(given, &expected)
             }
         };
@@ -288,31 +341,62 @@ impl Security {
         if !matches {
             return Err(Refused::because("soap_wrong_secret"));
         }
-        let created = token.created.as_ref().map(|(_, created)| *created);
-        if created.is_some_and(|created| !is_fresh(created, now)) {
+        let created = self.created.as_ref().map(|(_, created)| *created);
+        if created.is_some_and(|created| !is_fresh(created, known.now)) {
             return Err(Refused::because("soap_stale_token"));
         }
-        if let Some(nonce) = &token.nonce {
-            let created = created.unwrap_or(now);
-            // What came before the store's memory began may have come before. Toolkits cut the time to seconds.
-            if created.plus(Seconds(1)) <= nonces.since() {
-                return Err(Refused::because("soap_older_than_memory"));
-            }
+        if let Some(nonce) = &self.nonce {
             let key = sha256(&[consumer.holder.id.as_bytes(), &[0], nonce].concat());
-            match nonces.claim(&key, now, created.plus(AGE).plus(AHEAD)).await {
-                Ok(Claimed::First) => {}
-                Ok(Claimed::Again) => return Err(Refused::because("soap_replayed_nonce")),
-                Err(failure @ (NonceError::Full | NonceError::Unavailable(_))) => {
-                    warn!(
-                        failure = &failure as &dyn std::error::Error,
-                        "no nonce can be remembered: refusing messages"
-                    );
-                    let problem = api_http::Problem::new(api_http::ProblemCode::Overloaded, "try again shortly");
-                    return Err(Refused { fault: problem.into(), reason: "soap_nonces_unavailable" });
-                }
+            known.claim(&key, created.unwrap_or(known.now), "soap_replayed_nonce").await?;
+        }
+        Ok(Who { holder: Arc::clone(&consumer.holder), covered: None })
+    }
+}
+
+/// What a credential is checked against.
+pub(crate) struct Known<'k> {
+    pub(crate) consumers: &'k Consumers,
+    /// Certificates that a signature may name.
+    pub(crate) certificates: &'k Certificates,
+    /// Knows whose certificate is whose.
+    pub(crate) gate: &'k Gate,
+    pub(crate) nonces: &'k dyn NonceStore,
+    pub(crate) now: Timestamp,
+    /// Whether a secret may come in clear over this connection.
+    pub(crate) text_allowed: bool,
+}
+
+impl Known<'_> {
+    /// Claims what a message may hold once, for as long as a message made then is fresh.
+    async fn claim(&self, key: &Digest, created: Timestamp, again: &'static str) -> Result<(), Refused> {
+        // What came before the store's memory began may have come before. Toolkits cut the time to seconds.
+        if created.plus(Seconds(1)) <= self.nonces.since() {
+            return Err(Refused::because("soap_older_than_memory"));
+        }
+        match self.nonces.claim(key, self.now, created.plus(AGE).plus(AHEAD)).await {
+            Ok(Claimed::First) => Ok(()),
+            Ok(Claimed::Again) => Err(Refused::because(again)),
+            Err(failure @ (NonceError::Full | NonceError::Unavailable(_))) => {
+                warn!(failure = &failure as &dyn std::error::Error, "no nonce can be remembered: refusing messages");
+                let problem = api_http::Problem::new(api_http::ProblemCode::Overloaded, "try again shortly");
+                Err(Refused { fault: problem.into(), reason: "soap_nonces_unavailable" })
             }
         }
-        Ok(Arc::clone(&consumer.holder))
+    }
+}
+
+/// Who sent a message.
+#[derive(Debug)]
+pub(crate) struct Who {
+    pub(crate) holder: Arc<Keyholder>,
+    /// What of the message is signed, if it is.
+    covered: Option<Vec<NodeId>>,
+}
+
+impl Who {
+    /// Whether the sender vouches for a part: for each, if no part is signed; for what is signed, if the Body is.
+    pub(crate) fn vouches_for(&self, part: NodeId) -> bool {
+        self.covered.as_ref().is_none_or(|covered| covered.contains(&part))
     }
 }
 

@@ -64,14 +64,17 @@ pub fn wsdl(soap: Soap, schema: SchemaLocation<'_>, location: &str) -> String {
         message(&mut xml, name, "parameters", name);
         message(&mut xml, &format!("{name}Response"), "parameters", &format!("{name}Response"));
     }
-    message(&mut xml, "SessionFault", "fault", "SessionFault");
+    // Not of the element's name: Axis 1.4 makes a class of each, and of two with one name stubs that do not compile.
+    message(&mut xml, "SessionFaultMessage", "fault", "SessionFault");
     xml.raw("  <wsdl:portType name=\"SessionPortType\">\n");
     for operation in Operation::ALL {
         let name = operation.name();
         xml.raw("    <wsdl:operation name=\"").raw(name).raw("\">\n      <wsdl:documentation>");
         xml.escaped(operation.documentation()).raw("</wsdl:documentation>\n      <wsdl:input message=\"tns:").raw(name);
         xml.raw("\"/>\n      <wsdl:output message=\"tns:").raw(name).raw("Response\"/>\n");
-        xml.raw("      <wsdl:fault name=\"SessionFault\" message=\"tns:SessionFault\"/>\n    </wsdl:operation>\n");
+        xml.raw(
+            "      <wsdl:fault name=\"SessionFault\" message=\"tns:SessionFaultMessage\"/>\n    </wsdl:operation>\n",
+        );
     }
     xml.raw("  </wsdl:portType>\n");
     for (suffix, _, prefix) in ports.clone() {

@@ -117,6 +117,9 @@ const fn name(action: Action) -> &'static str {
         Action::SubjectReleased => "Subject released from legal hold",
         Action::KeyCreated => "API key created",
         Action::KeyRevoked => "API key revoked",
+        Action::KeyRotated => "Another key is in use",
+        Action::KeyRewrapped => "Data keys wrapped anew",
+        Action::RetentionPruned => "Sealed parts dropped by retention",
         Action::ServiceStarted => "Service started",
         Action::ServiceStopped => "Service stopped",
         Action::ViewQuarantined => "Foreign data in the view quarantined",
@@ -132,6 +135,9 @@ const fn severity(action: Action, outcome: Outcome) -> u8 {
         (
             Action::KeyCreated
             | Action::KeyRevoked
+            | Action::KeyRotated
+            | Action::KeyRewrapped
+            | Action::RetentionPruned
             | Action::ServiceStarted
             | Action::ServiceStopped
             | Action::RequestRefused

@@ -165,6 +165,8 @@ const fn class(action: Action) -> Class {
         Action::SessionTokenReused => Class::Authentication(99, "Rotated Token Used"),
         Action::KeyCreated => Class::AuthorizeSession(1, "Assign Privileges"),
         Action::KeyRevoked => Class::ApiActivity(4, "Delete"),
+        Action::KeyRotated | Action::KeyRewrapped => Class::ApiActivity(3, "Update"),
+        Action::RetentionPruned => Class::ApiActivity(4, "Delete"),
         Action::SessionUpdated => Class::ApiActivity(3, "Update"),
         Action::SessionRead | Action::AuditRead => Class::ApiActivity(2, "Read"),
         Action::RequestRefused => Class::ApiActivity(99, "Refuse"),

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use audit_log::{
-    AppendError, Appended, Batch, Known, LogHead, LogWriter, ReadError, SubjectChange, encode_leaves, encode_sealed,
-    refusals,
+    AppendError, Appended, Batch, Known, LogHead, LogWriter, Prune, ReadError, Rewrap, SealedEntry, SubjectChange,
+    encode_leaves, encode_sealed, refusals,
 };
 use merkle_log::Frontier;
 use session_model::{Digest, KeyId, SessionId, Timestamp, TreeSize};
@@ -98,9 +98,41 @@ impl LogWriter for PostgresLog {
         Ok(usize::try_from(forgotten).unwrap_or(usize::MAX))
     }
 
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
+        let ids: Vec<Uuid> = keys.iter().map(|key| key.id.uuid()).collect();
+        let (old, new): (Vec<&[u8]>, Vec<&[u8]>) =
+            keys.iter().map(|key| (key.wrapped.as_slice(), key.rewrapped.as_slice())).unzip();
+        let query = sqlx::query_scalar("SELECT counterfoil.rewrap($1, $2, $3)").bind(ids).bind(old).bind(new);
+        let done: i64 = query.fetch_one(&self.readers).await.map_err(newer)?;
+        Ok(usize::try_from(done).unwrap_or(usize::MAX))
+    }
+
+    async fn prune(&self, prune: &Prune) -> Result<bool, ReadError> {
+        let Some(keys) = prune.keys() else { return Ok(false) };
+        let parts = |parts: &[Option<SealedEntry>]| encode_sealed(parts.iter().map(Option::as_ref));
+        sqlx::query_scalar("SELECT counterfoil.prune($1, $2, $3, $4)")
+            .bind(signed(prune.first.0))
+            .bind(parts(&prune.was))
+            .bind((!prune.all()).then(|| parts(&prune.kept)))
+            .bind(keys.into_iter().map(KeyId::uuid).collect::<Vec<Uuid>>())
+            .fetch_one(&self.readers)
+            .await
+            .map_err(newer)
+    }
+
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {
         let query = sqlx::query("SELECT counterfoil.prepare($1, $2)").bind(signed(size.0)).bind(now.as_micros());
         query.execute(&self.readers).await.map(drop).map_err(unavailable)
+    }
+}
+
+/// A failure to call a function that a schema from before does not have (SQLSTATE 42883), or another failure.
+pub(crate) fn newer(failure: sqlx::Error) -> ReadError {
+    match failure.as_database_error().and_then(sqlx::error::DatabaseError::code) {
+        Some(code) if code == "42883" => {
+            ReadError::Unavailable("the schema is from before this: run `counterfoil migrate` as its owner".into())
+        }
+        Some(_) | None => unavailable(failure),
     }
 }
 

@@ -38,6 +38,19 @@ impl LogIndex for PostgresLog {
         Ok(found.into_iter().map(KeyId::new).collect())
     }
 
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError> {
+        let rows = sqlx::query(
+            "SELECT id, lookup, wrapped, owner, held FROM counterfoil.data_key
+             WHERE id > coalesce($1, '00000000-0000-0000-0000-000000000000'::uuid) ORDER BY id LIMIT $2",
+        )
+        .bind(after.map(KeyId::uuid))
+        .bind(signed(limit as u64))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable)?;
+        rows.iter().map(data_key).collect()
+    }
+
     async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
         let wanted: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
         let rows = sqlx::query("SELECT id, lookup, wrapped, owner, held FROM counterfoil.data_key WHERE id = ANY ($1)")

@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 use audit_log::{
-    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, Known, LogWriter, ReadError, SubjectChange,
-    encode_leaves, encode_sealed, refusals,
+    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, Known, LogWriter, Prune, ReadError, Rewrap,
+    SealedEntry, SubjectChange, encode_leaves, encode_sealed, refusals,
 };
 use session_model::{KeyId, SessionId, Timestamp, TreeSize};
-use sqlx::{Row, SqliteConnection};
+use sqlx::{Connection, Row, SqliteConnection};
 
 use crate::SqliteLog;
 use crate::changes::Changes;
@@ -113,6 +113,56 @@ impl LogWriter for SqliteLog {
         marks.map_err(unavailable)?;
         let forgotten = answers.map_err(unavailable)?.rows_affected();
         Ok(usize::try_from(forgotten).unwrap_or(usize::MAX))
+    }
+
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
+        let mut rows = Rows::new();
+        for key in keys {
+            rows.row().blob(key.id.uuid()).blob(&key.wrapped).blob(&key.rewrapped);
+        }
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let rewrap = rows.query(
+            "UPDATE data_key SET wrapped = substr(?2, j.value ->> 4, j.value ->> 5) FROM json_each(?1) AS j
+             WHERE data_key.id = substr(?2, j.value ->> 0, j.value ->> 1) AND data_key.wrapped = substr(?2, j.value ->> 2, j.value ->> 3)",
+        );
+        let mut writer = self.writer().await.map_err(unavailable)?;
+        let done = rewrap.execute(writer.connection()).await;
+        writer.release();
+        done.map(|done| usize::try_from(done.rows_affected()).unwrap_or(usize::MAX)).map_err(unavailable)
+    }
+
+    async fn prune(&self, prune: &Prune) -> Result<bool, ReadError> {
+        let Some(keys) = prune.keys() else { return Ok(false) };
+        let parts = |parts: &[Option<SealedEntry>]| encode_sealed(parts.iter().map(Option::as_ref));
+        let first = signed(prune.first.0);
+        let sql = if prune.all() {
+            "DELETE FROM sealed_batch WHERE first = ?3 AND parts = ?4 AND NOT EXISTS (SELECT 1 FROM json_each(?1) AS j
+                 JOIN data_key AS k ON k.id = substr(?2, j.value ->> 0, j.value ->> 1) LEFT JOIN data_key AS o ON o.id = k.owner
+                 WHERE k.held = 1 OR o.held = 1)"
+        } else {
+            "UPDATE sealed_batch SET parts = ?5 WHERE first = ?3 AND parts = ?4 AND NOT EXISTS (SELECT 1 FROM json_each(?1) AS j
+                 JOIN data_key AS k ON k.id = substr(?2, j.value ->> 0, j.value ->> 1) LEFT JOIN data_key AS o ON o.id = k.owner
+                 WHERE k.held = 1 OR o.held = 1)"
+        };
+        let mut writer = self.writer().await.map_err(unavailable)?;
+        let pruned = async {
+            let mut transaction = writer.connection().begin_with("BEGIN IMMEDIATE").await?;
+            sqlx::query("INSERT INTO pruning (first) VALUES (?1)").bind(first).execute(&mut *transaction).await?;
+            let query = Rows::of(keys.iter().map(|key| key.uuid())).query(sql).bind(first).bind(parts(&prune.was));
+            let query = if prune.all() { query } else { query.bind(parts(&prune.kept)) };
+            let pruned = query.execute(&mut *transaction).await?.rows_affected();
+            sqlx::query("DELETE FROM pruning WHERE first = ?1").bind(first).execute(&mut *transaction).await?;
+            transaction.commit().await?;
+            Ok(pruned > 0)
+        };
+        let pruned: Result<bool, sqlx::Error> = pruned.await;
+        // What failed may have left a transaction open: its connection is closed.
+        if pruned.is_ok() {
+            writer.release();
+        }
+        pruned.map_err(unavailable)
     }
 
     async fn prepare(&self, _size: TreeSize, _now: Timestamp) -> Result<(), ReadError> {

@@ -22,6 +22,18 @@ impl LogIndex for SqliteLog {
         self.in_order(lookups.len(), rows, sql, data_key).await
     }
 
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError> {
+        let rows = sqlx::query(
+            "SELECT id, lookup, wrapped, owner, held FROM data_key WHERE id > coalesce(?1, x'') ORDER BY id LIMIT ?2",
+        )
+        .bind(after.map(|after| after.uuid().as_bytes().to_vec()))
+        .bind(signed(limit as u64))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable)?;
+        rows.iter().map(data_key).collect()
+    }
+
     async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
         let found: Vec<Vec<u8>> = sqlx::query_scalar("SELECT id FROM data_key WHERE owner = ?1")
             .bind(owner.uuid().as_bytes().to_vec())

@@ -69,6 +69,41 @@ impl LogReader for SqliteLog {
         Ok((0..indices.len()).map(|at| found.remove(&at)).collect())
     }
 
+    async fn sealed_batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError> {
+        // Batches of a page: they have some hundred entries each at most.
+        const PAGE: i64 = 32;
+        let (mut from, mut found, mut taken) = (signed(from.0), Vec::new(), 0);
+        loop {
+            let rows = sqlx::query(
+                "SELECT b.first, b.count, b.leaves, b.checkpoint, s.parts
+                 FROM sealed_batch AS s JOIN batch AS b ON b.first = s.first
+                 WHERE s.first >= coalesce((SELECT max(first) FROM sealed_batch WHERE first <= ?1), 0) AND b.first + b.count > ?1
+                 ORDER BY s.first LIMIT ?2",
+            )
+            .bind(from)
+            .bind(PAGE)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable)?;
+            let last = (rows.len() as u64) < PAGE.unsigned_abs();
+            for row in &rows {
+                let (first, leaves, sealed) = opened(row)?;
+                from = signed(first.0 + leaves.len() as u64);
+                // A batch without any sealed part may have a row all the same.
+                if sealed.iter().any(Option::is_some) {
+                    taken += leaves.len();
+                    found.push(StoredBatch { first, leaves, sealed, checkpoint: column(row, "checkpoint")? });
+                    if taken >= entries {
+                        return Ok(found);
+                    }
+                }
+            }
+            if last {
+                return Ok(found);
+            }
+        }
+    }
+
     async fn session_entries(
         &self,
         id: SessionId,

@@ -262,6 +262,7 @@ async fn triggers_refuse_to_change_what_is_written() {
         "INSERT OR REPLACE INTO batch VALUES (100, 100, x'00', '')",
         "INSERT INTO batch VALUES (1000, 100, x'00', '')",
         "UPDATE sealed_batch SET parts = x''",
+        "DELETE FROM sealed_batch WHERE first = 0",
         "INSERT OR REPLACE INTO sealed_batch VALUES (100, x'')",
         "UPDATE leaf_hashes SET hashes = zeroblob(3200)",
         "DELETE FROM leaf_hashes WHERE first = 0",
@@ -286,7 +287,15 @@ async fn triggers_refuse_to_change_what_is_written() {
     }
     assert_eq!(check_log(&log).await, before);
 
-    // Retention may delete sealed parts: the log proves itself without them.
+    // Retention may drop sealed parts, if it says of which batch, and put nothing longer in their place: the log proves itself without them.
+    sqlx::query("INSERT INTO pruning VALUES (0)").execute(&mut raw).await.unwrap();
+    for statement in [
+        "DELETE FROM sealed_batch WHERE first = 100",
+        "UPDATE sealed_batch SET parts = zeroblob(length(parts)) WHERE first = 0",
+    ] {
+        let error = sqlx::query(statement).execute(&mut raw).await.expect_err(statement);
+        assert!(error.to_string().contains("the log "), "{statement}: {error}");
+    }
     sqlx::query("DELETE FROM sealed_batch WHERE first = 0").execute(&mut raw).await.unwrap();
     let pruned = check_log(&log).await;
     assert!(pruned[..100].iter().all(|entry| entry.sealed.is_none()));

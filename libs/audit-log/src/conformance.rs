@@ -28,8 +28,8 @@ use uuid::Uuid;
 
 use crate::{
     Appended, Batch, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim, LogIdentity,
-    LogReader, LogStore, MemoryLog, Posting, Projected, Projection, Proposed, ReadError, Refusal, Refused, SealedEntry,
-    Seat, Sequencer, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
+    LogReader, LogStore, MemoryLog, Posting, Projected, Projection, Proposed, Prune, ReadError, Refusal, Refused,
+    Rewrap, SealedEntry, Seat, Sequencer, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
 };
 
 /// Makes the module `$name` with one `#[tokio::test]` for each rule.
@@ -88,6 +88,11 @@ macro_rules! conformance_tests {
                 an_erased_key_is_gone_with_those_it_owns
                 a_held_key_is_not_erased
                 a_key_in_use_is_not_erased
+                data_keys_are_gone_through_in_order
+                a_data_key_is_wrapped_anew_only_as_it_was_read
+                sealed_parts_are_dropped_and_the_log_still_proves_itself
+                sealed_parts_of_held_keys_stay
+                batches_with_sealed_parts_are_found_from_any_entry
                 postings_read_back_by_term_and_segment
                 postings_are_changed_by_one_at_a_time
                 places_of_sessions_are_found_together
@@ -220,6 +225,13 @@ impl Draft {
     #[must_use]
     pub fn at(mut self, time: Timestamp) -> Self {
         self.leaf.time = time;
+        self
+    }
+
+    /// In this realm instead of [`realm`].
+    #[must_use]
+    pub fn of(mut self, realm: RealmName) -> Self {
+        self.leaf.realm = realm;
         self
     }
 
@@ -1187,6 +1199,105 @@ pub async fn a_held_key_is_not_erased(log: Arc<dyn LogStore>) {
     let release = Draft::new(3).existing_key(key(1)).subject(SubjectChange::Held(key(1), false));
     commit(&*log, vec![release]).await;
     commit(&*log, erase()).await;
+}
+
+/// From the first, and from behind any.
+pub async fn data_keys_are_gone_through_in_order(log: Arc<dyn LogStore>) {
+    assert!(log.data_keys_after(None, 9).await.unwrap().is_empty());
+    let keys: Vec<Draft> = [5, 1, 4, 2, 3].map(|number| Draft::new(number).new_key(key_row(number))).to_vec();
+    commit(&*log, keys).await;
+    let after = async |after: Option<u128>, limit| {
+        let found = log.data_keys_after(after.map(key), limit).await.unwrap();
+        found.into_iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    assert_eq!(after(None, 2).await, [key(1), key(2)]);
+    assert_eq!(after(Some(2), 9).await, [key(3), key(4), key(5)]);
+    assert!(after(Some(5), 9).await.is_empty());
+    assert_eq!(log.data_keys_after(Some(key(1)), 1).await.unwrap(), [key_row(2)]);
+}
+
+/// And nothing else of it changes: lookup, owner, hold, open sessions.
+pub async fn a_data_key_is_wrapped_anew_only_as_it_was_read(log: Arc<dyn LogStore>) {
+    let held = Draft::new(1).new_key(key_row(1)).take_seat(key(1), 1).subject(SubjectChange::Held(key(1), true));
+    let owned = DataKeyRow { lookup: None, owner: Some(key(1)), ..key_row(2) };
+    commit(&*log, vec![held, Draft::new(2).new_key(owned.clone()), Draft::new(3).new_key(key_row(3))]).await;
+    let to =
+        |number: u128, from: u8, to: u8| Rewrap { id: key(number), wrapped: vec![from; 60], rewrapped: vec![to; 69] };
+    // One that is there, one that is wrapped otherwise, one that does not exist.
+    assert_eq!(log.rewrap(&[to(1, 7, 8), to(2, 7, 9), to(3, 6, 9), to(4, 7, 9)]).await.unwrap(), 2);
+    assert_eq!(log.rewrap(&[to(1, 7, 9)]).await.unwrap(), 0, "it is not as it was any more");
+    assert_eq!(log.rewrap(&[]).await.unwrap(), 0);
+    let now = log.data_keys(&[key(1), key(2), key(3), key(4)]).await.unwrap();
+    let first = DataKeyRow { wrapped: vec![8; 69], held: true, ..key_row(1) };
+    assert_eq!(now, [Some(first), Some(DataKeyRow { wrapped: vec![9; 69], ..owned }), Some(key_row(3)), None]);
+    assert!(log.data_keys_by_lookup(&[digest(1)]).await.unwrap()[0].is_some());
+    refuse(&*log, vec![creates(5, key(1), 1)], &[(0, Refusal::CapReached)]).await;
+}
+
+/// All of a batch or some; nothing else, and nothing that is not as it was read.
+pub async fn sealed_parts_are_dropped_and_the_log_still_proves_itself(log: Arc<dyn LogStore>) {
+    let sealed = |number: u128| Draft::new(number).sealed(key(number), vec![u8::try_from(number).unwrap_or(0); 40]);
+    commit(&*log, vec![sealed(1), Draft::new(2), sealed(3)]).await;
+    commit(&*log, vec![sealed(4), sealed(5)]).await;
+    let before = check_log(&*log).await;
+    let [one, two] = log.sealed_batches(LeafIndex(0), 100).await.unwrap().try_into().unwrap();
+    let part = Prune { first: one.first, was: one.sealed.clone(), kept: vec![None, None, one.sealed[2].clone()] };
+    let forged = vec![None, None, Some(SealedEntry { key: key(3), bytes: vec![9; 40] })];
+    assert!(!log.prune(&Prune { kept: forged, ..part.clone() }).await.unwrap(), "something else in its place");
+    assert!(!log.prune(&Prune { kept: part.was.clone(), ..part.clone() }).await.unwrap(), "nothing to do");
+    assert!(!log.prune(&Prune { first: LeafIndex(1), ..part.clone() }).await.unwrap_or(false), "no batch begins there");
+    assert!(log.prune(&part).await.unwrap());
+    assert!(!log.prune(&part).await.unwrap(), "it is not as it was any more");
+    assert!(log.prune(&Prune { first: two.first, was: two.sealed.clone(), kept: vec![None, None] }).await.unwrap());
+
+    let after = check_log(&*log).await;
+    assert_eq!(
+        after.iter().map(|entry| &entry.leaf).collect::<Vec<_>>(),
+        before.iter().map(|entry| &entry.leaf).collect::<Vec<_>>()
+    );
+    let left: Vec<bool> = after.iter().map(|entry| entry.sealed.is_some()).collect();
+    assert_eq!(left, [false, false, true, false, false]);
+    assert_eq!(log.sealed_batches(LeafIndex(0), 100).await.unwrap().len(), 1);
+    let rest = Prune { first: one.first, was: part.kept, kept: vec![None; 3] };
+    assert!(log.prune(&rest).await.unwrap());
+    assert!(log.sealed_batches(LeafIndex(0), 100).await.unwrap().is_empty());
+    commit(&*log, vec![sealed(6)]).await;
+    assert_eq!(check_log(&*log).await.len(), 6);
+}
+
+/// And those of keys that a held one owns.
+pub async fn sealed_parts_of_held_keys_stay(log: Arc<dyn LogStore>) {
+    let owned = DataKeyRow { lookup: None, owner: Some(key(1)), ..key_row(2) };
+    let sealed = |number: u128, row| Draft::new(number).sealed(key(number), vec![1; 40]).new_key(row);
+    commit(&*log, vec![sealed(1, key_row(1)), sealed(2, owned), sealed(3, key_row(3))]).await;
+    commit(&*log, vec![Draft::new(4).subject(SubjectChange::Held(key(1), true))]).await;
+    let batch = log.sealed_batches(LeafIndex(0), 1).await.unwrap().remove(0);
+    let without = |gone: usize| {
+        let mut kept = batch.sealed.clone();
+        kept[gone] = None;
+        Prune { first: batch.first, was: batch.sealed.clone(), kept }
+    };
+    assert!(!log.prune(&without(0)).await.unwrap() && !log.prune(&without(1)).await.unwrap());
+    assert!(log.prune(&without(2)).await.unwrap(), "another's");
+    commit(&*log, vec![Draft::new(5).subject(SubjectChange::Held(key(1), false))]).await;
+    let all = Prune { first: batch.first, was: without(2).kept, kept: vec![None; 3] };
+    assert!(log.prune(&all).await.unwrap(), "released");
+}
+
+/// Those without are passed over, however many they are.
+pub async fn batches_with_sealed_parts_are_found_from_any_entry(log: Arc<dyn LogStore>) {
+    for number in 0..80_u128 {
+        let draft = Draft::new(number);
+        commit(&*log, vec![if number % 70 == 5 { draft.sealed(key(1), vec![1; 40]) } else { draft }]).await;
+    }
+    let from = async |from, entries| {
+        let found = log.sealed_batches(LeafIndex(from), entries).await.unwrap();
+        found.into_iter().map(|batch| batch.first.0).collect::<Vec<_>>()
+    };
+    assert_eq!(from(0, 100).await, [5, 75]);
+    assert_eq!(from(0, 1).await, [5]);
+    assert_eq!((from(5, 100).await, from(6, 100).await), (vec![5, 75], vec![75]));
+    assert!(from(76, 100).await.is_empty());
 }
 
 /// Not while it has open sessions, and not beside anything that touches it in the same batch, before or after.

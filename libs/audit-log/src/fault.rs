@@ -12,7 +12,7 @@ use session_model::{Digest, KeyId, LeafIndex, SessionId, Timestamp, TreeSize, Ve
 
 use crate::{
     Answer, AppendError, Appended, Batch, Credential, DataKeyRow, LogHead, LogIndex, LogPostings, LogReader, LogStore,
-    LogWriter, Posting, Projected, Projection, ReadError, SessionFilter, StoredBatch, StoredEntry, Term,
+    LogWriter, Posting, Projected, Projection, Prune, ReadError, Rewrap, SessionFilter, StoredBatch, StoredEntry, Term,
 };
 
 /// How one step of an append fails.
@@ -106,6 +106,10 @@ impl LogReader for FaultyLog {
         self.reach()?.entries(indices).await
     }
 
+    async fn sealed_batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError> {
+        self.inner.sealed_batches(from, entries).await
+    }
+
     async fn session_entries(
         &self,
         id: SessionId,
@@ -128,6 +132,10 @@ impl LogIndex for FaultyLog {
 
     async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
         self.reach()?.data_keys(ids).await
+    }
+
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError> {
+        self.inner.data_keys_after(after, limit).await
     }
 
     async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
@@ -216,6 +224,14 @@ impl LogWriter for FaultyLog {
 
     async fn forget_expired(&self, now: Timestamp, limit: usize) -> Result<usize, ReadError> {
         self.reach()?.forget_expired(now, limit).await
+    }
+
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
+        self.inner.rewrap(keys).await
+    }
+
+    async fn prune(&self, prune: &Prune) -> Result<bool, ReadError> {
+        self.inner.prune(prune).await
     }
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {

@@ -32,8 +32,8 @@ pub use group_commit::{CommitSink, Committed, GroupCommit, GroupCommitConfig, No
 pub use memory::MemoryLog;
 pub use port::{
     Answer, AppendError, Appended, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim,
-    LogHead, LogIndex, LogReader, LogStore, LogWriter, Proposed, ReadError, Refusal, Refused, SealedEntry, Seat,
-    SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange,
+    LogHead, LogIndex, LogReader, LogStore, LogWriter, Proposed, Prune, ReadError, Refusal, Refused, Rewrap,
+    SealedEntry, Seat, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange,
 };
 pub use postings::{LogPostings, Posting, Projected, Projection, SEGMENT, Term};
 pub use weigh::{Known, refusals};

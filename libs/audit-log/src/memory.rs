@@ -10,8 +10,8 @@ use session_model::{Digest, KeyId, Kind, LeafIndex, RealmName, SessionId, Timest
 
 use crate::{
     Answer, AppendError, Appended, Batch, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, LogHead,
-    LogIndex, LogPostings, LogReader, LogWriter, Posting, Projected, Projection, ReadError, Refusal, Refused,
-    SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
+    LogIndex, LogPostings, LogReader, LogWriter, Posting, Projected, Projection, Prune, ReadError, Refusal, Refused,
+    Rewrap, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
 };
 
 /// A log in memory. Loses everything with the process; otherwise keeps the contract of [`LogWriter`] to the letter.
@@ -264,6 +264,22 @@ impl LogReader for MemoryLog {
         Ok(indices.iter().map(|index| state.entry(*index)).collect())
     }
 
+    async fn sealed_batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError> {
+        let state = self.state.lock();
+        let sealed = state
+            .batches
+            .values()
+            .filter(|batch| batch.tree_size().0 > from.0 && batch.sealed.iter().any(Option::is_some));
+        let mut found: Vec<StoredBatch> = Vec::new();
+        for batch in sealed {
+            if !found.is_empty() && found.iter().map(|batch| batch.leaves.len()).sum::<usize>() >= entries {
+                break;
+            }
+            found.push(batch.clone());
+        }
+        Ok(found)
+    }
+
     async fn session_entries(
         &self,
         id: SessionId,
@@ -298,6 +314,15 @@ impl LogIndex for MemoryLog {
     async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
         let state = self.state.lock();
         Ok(ids.iter().map(|id| state.keys.get(id).map(|key| key.row.clone())).collect())
+    }
+
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError> {
+        let state = self.state.lock();
+        let behind = state.keys.values().filter(|key| after.is_none_or(|after| key.row.id > after));
+        let mut rows: Vec<DataKeyRow> = behind.map(|key| key.row.clone()).collect();
+        rows.sort_unstable_by_key(|row| row.id);
+        rows.truncate(limit);
+        Ok(rows)
     }
 
     async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError> {
@@ -434,6 +459,32 @@ impl LogWriter for MemoryLog {
             state.uses.remove(&id);
         }
         Ok(expired.len())
+    }
+
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError> {
+        let mut state = self.state.lock();
+        let mut done = 0;
+        for key in keys {
+            if let Some(row) =
+                state.keys.get_mut(&key.id).map(|key| &mut key.row).filter(|row| row.wrapped == key.wrapped)
+            {
+                row.wrapped.clone_from(&key.rewrapped);
+                done += 1;
+            }
+        }
+        Ok(done)
+    }
+
+    async fn prune(&self, prune: &Prune) -> Result<bool, ReadError> {
+        let mut state = self.state.lock();
+        let held = |id: &KeyId| state.keys.get(id).is_some_and(|key| key.row.held);
+        let owner = |id: &KeyId| state.keys.get(id).and_then(|key| key.row.owner);
+        let Some(keys) = prune.keys() else { return Ok(false) };
+        if keys.iter().any(|id| held(id) || owner(id).is_some_and(|owner| held(&owner))) {
+            return Ok(false);
+        }
+        let stored = state.batches.get_mut(&prune.first.0).filter(|batch| batch.sealed == prune.was);
+        Ok(stored.map(|batch| batch.sealed.clone_from(&prune.kept)).is_some())
     }
 
     async fn prepare(&self, _size: TreeSize, _now: Timestamp) -> Result<(), ReadError> {

@@ -132,6 +132,46 @@ pub struct DataKeyRow {
     pub held: bool,
 }
 
+/// A data key to be wrapped anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrap {
+    /// Which.
+    pub id: KeyId,
+    /// As it is wrapped now.
+    pub wrapped: Vec<u8>,
+    /// As it shall be wrapped.
+    pub rewrapped: Vec<u8>,
+}
+
+/// Sealed parts of a batch to be dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prune {
+    /// Index of its first entry.
+    pub first: LeafIndex,
+    /// Its sealed parts as they were read.
+    pub was: Vec<Option<SealedEntry>>,
+    /// What shall be left of them: each as it was, or none.
+    pub kept: Vec<Option<SealedEntry>>,
+}
+
+impl Prune {
+    /// The data keys of the parts that go, each once; `None` if what shall be left is not what was, less something.
+    pub fn keys(&self) -> Option<Vec<KeyId>> {
+        let pairs = || self.was.iter().zip(&self.kept);
+        let less = self.was.len() == self.kept.len() && pairs().all(|(was, kept)| kept.is_none() || kept == was);
+        let mut keys: Vec<KeyId> =
+            pairs().filter(|(_, kept)| kept.is_none()).filter_map(|(was, _)| Some(was.as_ref()?.key)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        (less && !keys.is_empty()).then_some(keys)
+    }
+
+    /// Whether nothing shall be left.
+    pub fn all(&self) -> bool {
+        self.kept.iter().all(Option::is_none)
+    }
+}
+
 /// A seat to take: one open session of a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seat {
@@ -342,6 +382,9 @@ pub trait LogReader: Send + Sync + 'static {
     /// about `entries` entries at most. Empty if there is nothing at or after `from`.
     async fn batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError>;
 
+    /// The batches at or behind entry `from` of which sealed parts are (still) there, in order, about `entries` entries at most and at least one batch.
+    async fn sealed_batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError>;
+
     /// These entries, in the order asked for; `None` for an index that the log does not have.
     async fn entries(&self, indices: &[LeafIndex]) -> Result<Vec<Option<StoredEntry>>, ReadError>;
 
@@ -365,6 +408,9 @@ pub trait LogIndex: Send + Sync + 'static {
 
     /// The ids of the data keys that this one owns, in any order.
     async fn data_keys_owned_by(&self, owner: KeyId) -> Result<Vec<KeyId>, ReadError>;
+
+    /// The data keys behind this one, or from the first, in the order of their ids, at most `limit`.
+    async fn data_keys_after(&self, after: Option<KeyId>, limit: usize) -> Result<Vec<DataKeyRow>, ReadError>;
 
     /// The data keys with these ids, in order; `None` where there is none (any more).
     async fn data_keys(&self, ids: &[KeyId]) -> Result<Vec<Option<DataKeyRow>>, ReadError>;
@@ -421,6 +467,21 @@ pub trait LogWriter: Send + Sync + 'static {
     /// # Errors
     /// [`ReadError`].
     async fn forget_expired(&self, now: Timestamp, limit: usize) -> Result<usize, ReadError>;
+
+    /// Wraps data keys anew: those that exist and are still wrapped as it says; answers how many. What an append is changing at the moment
+    /// may be left as it is. Nothing but the wrapping changes: the key, what it has sealed and what is kept with it stay.
+    ///
+    /// # Errors
+    /// [`ReadError`]; some or all may then be done.
+    async fn rewrap(&self, keys: &[Rewrap]) -> Result<usize, ReadError>;
+
+    /// Drops sealed parts of one batch, for good: `false`, and nothing done, if they are not as they were read, if a data key of what shall go, or the
+    /// key that owns it, is under legal hold, or (at the store's choice) if an append is changing such a key. Leaves, hashes and tree are not touched. A
+    /// store may refuse, as an error, to drop what is younger than 30 days.
+    ///
+    /// # Errors
+    /// [`ReadError`]; whether it was done is then unknown.
+    async fn prune(&self, prune: &Prune) -> Result<bool, ReadError>;
 
     /// Makes room ahead of the log where the store needs that (partitions). Called at start and now and then.
     ///

@@ -4,7 +4,8 @@
 //! while a node does not listen that node never gets; once it does again it is told that it may have missed something.
 //!
 //! A notification is text of less than 8,000 bytes, and every commit of one takes a lock that all databases of the server share
-//! (`src/backend/commands/async.c`). So frames are small, those that wait go out in one transaction, and that transaction waits for no disk.
+//! (`src/backend/commands/async.c`). So frames are small and few: what was committed is not sent ([`Capabilities::records`]), only that the log has
+//! grown, which wakes those who follow it; frames that wait go out in one transaction; and that transaction waits for no disk.
 //!
 //! What it deliberately lacks: tables, triggers, rights beyond connecting (any role may notify); any trust in the server beyond what the log
 //! places in it: frames are sealed.
@@ -12,8 +13,7 @@
 //! Not through PgBouncer in transaction mode, or anything else that lends a connection out for one transaction: LISTEN belongs to a connection.
 //! Not at a standby either, which neither listens nor notifies.
 //!
-//! Channels: `cf_<24 hex digits of a hash over the namespace>`, and the same with `_<incarnation>` behind: 60 bytes of the 63 that an identifier
-//! may have. Start with [`PostgresTransport`].
+//! The channel: `cf_` and 32 hex digits of a hash over the namespace. Start with [`PostgresTransport`].
 
 mod listener;
 mod notifier;
@@ -75,9 +75,9 @@ const PAYLOAD: usize = 7_999;
 /// Bytes that a frame may have: base64 without padding makes four letters of three bytes.
 const MAX_FRAME: usize = PAYLOAD * 3 / 4;
 /// What may wait to be notified.
-const TO_SEND: Room = Room { frames: 4_096, bytes: 4 << 20 };
+const TO_SEND: Room = Room { frames: 1_024, bytes: 1 << 20 };
 /// What may wait to be received.
-const HEARD: Room = Room { frames: 16_384, bytes: 16 << 20 };
+const HEARD: Room = Room { frames: 4_096, bytes: 4 << 20 };
 /// How long closing waits for what is still to be notified.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 /// How long connecting, or an answer, may take.
@@ -97,8 +97,6 @@ struct Tasks {
 /// What both connections share.
 struct Shared {
     options: PgConnectOptions,
-    me: Incarnation,
-    /// The channel of all; that of one node is longer.
     channel: String,
     /// The server's process that notifies for us: what it says we need not hear.
     notifier: AtomicU32,
@@ -106,15 +104,6 @@ struct Shared {
     inbox: Inbox,
     notifying: Upkeep,
     listening: Upkeep,
-}
-
-impl Shared {
-    fn channel(&self, to: Audience) -> String {
-        match to {
-            Audience::Everybody => self.channel.clone(),
-            Audience::One(who) => format!("{}_{who}", self.channel),
-        }
-    }
 }
 
 impl PostgresTransport {
@@ -142,10 +131,9 @@ impl PostgresTransport {
         ]);
         let name = [b"counterfoil cluster channel\0", namespace.as_bytes()].concat();
         let digest = hash(MessageDigest::sha256(), &name).map_err(PostgresTransportError::Hash)?;
-        let digits = digest.iter().take(12).map(|byte| format!("{byte:02x}"));
+        let digits = digest.iter().take(16).map(|byte| format!("{byte:02x}"));
         let shared = Arc::new(Shared {
             options,
-            me: incarnation,
             channel: format!("cf_{}", digits.collect::<String>()),
             notifier: AtomicU32::new(0),
             outbox: Outbox::new(TO_SEND),
@@ -177,7 +165,9 @@ impl Transport for PostgresTransport {
         Capabilities {
             name: "postgres",
             max_frame: MAX_FRAME,
-            addressed: true,
+            // There is nothing to say to one alone: whoever lacks something reads it.
+            addressed: false,
+            records: false,
             encrypted_link: encrypted,
             peer_authentication: false,
             tells_departures: false,
@@ -187,6 +177,9 @@ impl Transport for PostgresTransport {
     fn send(&self, to: Audience, frame: &[u8]) -> Result<(), SendError> {
         if frame.len() > MAX_FRAME {
             return Err(SendError::TooLarge(frame.len()));
+        }
+        if to != Audience::Everybody {
+            return Err(SendError::NotAddressed);
         }
         if self.shared.notifying.is_up() && self.shared.outbox.put(to, frame) {
             Ok(())

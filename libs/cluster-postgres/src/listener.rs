@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use cluster::Audience;
 use sqlx::Executor;
 use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
 use tokio::time::{sleep, timeout};
@@ -47,8 +46,7 @@ async fn connect(shared: &Shared) -> Result<PgListener, sqlx::Error> {
     let pool = pool.connect_with(shared.options.clone()).await?;
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.eager_reconnect(false);
-    let channels = [shared.channel(Audience::Everybody), shared.channel(Audience::One(shared.me))];
-    listener.listen_all(channels.iter().map(String::as_str)).await?;
+    listener.listen(&shared.channel).await?;
     Ok(listener)
 }
 

@@ -41,12 +41,14 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
     }
 }
 
-/// Connects. Notifies itself first, so that a server which refuses that (a standby does) is noticed before anybody counts on it.
+/// Connects. Notifies nobody first, so that a server which refuses that (a standby does) is noticed before anybody counts on it.
 async fn connect(shared: &Shared) -> Result<PgConnection, sqlx::Error> {
     let mut connection = PgConnection::connect_with(&shared.options).await?;
-    let process: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
+    let process: i32 = sqlx::query_scalar("SELECT pg_backend_pid() FROM pg_notify($1, '')")
+        .bind(format!("{}_nobody", shared.channel))
+        .fetch_one(&mut connection)
+        .await?;
     shared.notifier.store(process.cast_unsigned(), Relaxed);
-    notify(shared, &mut connection, &[(Audience::One(shared.me), Vec::new())]).await?;
     Ok(connection)
 }
 
@@ -76,10 +78,9 @@ async fn notify(
     connection: &mut PgConnection,
     frames: &[(Audience, Vec<u8>)],
 ) -> Result<(), sqlx::Error> {
-    let (channels, payloads): (Vec<String>, Vec<String>) =
-        frames.iter().map(|(to, frame)| (shared.channel(*to), STANDARD_NO_PAD.encode(frame))).unzip();
-    sqlx::query("SELECT pg_notify(channel, payload) FROM unnest($1::text[], $2::text[]) AS frame (channel, payload)")
-        .bind(channels)
+    let payloads: Vec<String> = frames.iter().map(|(_, frame)| STANDARD_NO_PAD.encode(frame)).collect();
+    sqlx::query("SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload")
+        .bind(&shared.channel)
         .bind(payloads)
         .execute(connection)
         .await

@@ -139,6 +139,7 @@ impl Transport for RedisTransport {
             name: "redis",
             max_frame: MAX_FRAME,
             addressed: true,
+            records: true,
             encrypted_link: self.shared.server.is_encrypted(),
             peer_authentication: false,
             tells_departures: false,

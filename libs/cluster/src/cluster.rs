@@ -1,5 +1,6 @@
 //! A node's place in a cluster: beats, frames in and out, pages of a view for who comes late.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::frame::{Frames, OVERHEAD, Rejections};
 use crate::membership::Membership;
+use crate::message::ASK_HEAD;
 use crate::{
     Answer, Ask, Audience, Beat, Capabilities, Change, Commit, Heard, Incarnation, Member, Message, Presence, Received,
     Record, Rejected, SendError, Transport,
@@ -70,6 +72,9 @@ pub trait Host: Send + Sync + 'static {
     /// Another node committed something. Told in the order of arrival, one after the other, which need not be that of the log.
     async fn committed(&self, commit: Commit);
 
+    /// Another node has committed up to here, and does not send what that changed: look at the log.
+    fn grown(&self, size: TreeSize);
+
     /// A peer proves that the log was no longer than this at that time.
     fn heard(&self, heard: Heard);
 
@@ -120,6 +125,16 @@ struct Shared {
     serving: Arc<Semaphore>,
     /// Questions that may wait for it.
     asked: Arc<Semaphore>,
+    /// The last pages that were answered, for who lost parts of them.
+    answered: Mutex<VecDeque<Answered>>,
+}
+
+/// A page that was answered: the messages of its parts.
+struct Answered {
+    who: Incarnation,
+    question: u64,
+    at: Instant,
+    parts: Arc<Vec<Vec<u8>>>,
 }
 
 /// Commits that may wait to be applied. Beyond them they are read from the log.
@@ -128,8 +143,17 @@ const WAITING: usize = 8_192;
 /// page of one frame, which gets through any weather that anything gets through.
 const PAGE: u32 = 1 << 20;
 const SMALLEST_PAGE: u32 = 1 << 10;
-/// How long the next part of an answer may take.
+/// How long an answer may take to begin.
 const PART: Duration = Duration::from_millis(250);
+/// The least silence after which parts that have not come are asked for again.
+const QUIET: Duration = Duration::from_millis(10);
+/// How often that is done while nothing new comes.
+const ROUNDS: u32 = 4;
+/// Pages that are kept for who lost parts of them, and how long.
+const KEPT: usize = 4;
+const KEPT_FOR: Duration = Duration::from_secs(2);
+/// Parts of an answer that are sent before others have their turn.
+const TURN: usize = 16;
 /// Questions that may wait for an answer of this node: beyond them they are passed over, and asked again.
 const ASKED: usize = 64;
 /// How often a page is asked for.
@@ -163,6 +187,7 @@ impl Cluster {
             question: AtomicU64::new(0),
             serving: Arc::new(Semaphore::new(1)),
             asked: Arc::new(Semaphore::new(ASKED)),
+            answered: Mutex::default(),
         });
         let (apply, to_apply) = mpsc::channel(WAITING);
         let tasks = vec![
@@ -175,6 +200,11 @@ impl Cluster {
 
     /// Tells everybody of a commit. Never waits.
     pub fn publish(&self, commit: Commit) {
+        // Who has the same view need not look at the log, so is told of that as ever.
+        if commit.view.is_none() && !self.capabilities().records {
+            self.shared.send(Audience::Everybody, &Message::Grown(commit.end));
+            return;
+        }
         let max = self.shared.max_message();
         for part in commit.cut(max) {
             self.shared.send(Audience::Everybody, &Message::Commit(part));
@@ -274,8 +304,8 @@ impl Cluster {
             let question = self.shared.question.fetch_add(1, Ordering::Relaxed);
             let (sender, mut answers) = mpsc::channel(4_096);
             self.shared.questions.lock().insert(question, sender);
-            let asked = Message::Ask(Ask { question, from, bytes: *bytes });
-            let page = if self.shared.send(Audience::One(peer), &asked) { gather(&mut answers).await } else { None };
+            let page =
+                self.gather(peer, Ask { question, from, bytes: *bytes, missing: Vec::new() }, &mut answers).await;
             self.shared.questions.lock().remove(&question);
             if page.is_some() {
                 *bytes = (*bytes * 2).min(PAGE);
@@ -287,6 +317,41 @@ impl Cluster {
             *bytes = (*bytes / 4).max(SMALLEST_PAGE);
         }
         None
+    }
+
+    /// Asks, and puts the parts of the answer together. Those that do not come are asked for again; `None` if they do not come even so.
+    async fn gather(&self, peer: Incarnation, mut ask: Ask, answers: &mut mpsc::Receiver<Answer>) -> Option<Page> {
+        let most = self.shared.max_message().saturating_sub(ASK_HEAD) / 2;
+        let (mut had, mut quiet, mut rounds): (Vec<bool>, _, _) = (Vec::new(), PART, 0);
+        let mut page = Page { records: Vec::new(), reflects: TreeSize(0), next: None };
+        loop {
+            let asked = Instant::now();
+            if rounds > ROUNDS || !self.shared.send(Audience::One(peer), &Message::Ask(ask.clone())) {
+                return None;
+            }
+            rounds += 1;
+            while let Ok(answer) = timeout(quiet, answers.recv()).await {
+                let Answer { part, parts, reflects, next, records, .. } = answer?;
+                if had.is_empty() {
+                    // What follows may take as long as a way there and back, and the machine's mood.
+                    quiet = (asked.elapsed() * 2).clamp(QUIET, PART);
+                }
+                had.resize(usize::from(parts), false);
+                if had.get_mut(usize::from(part)).map(|had| std::mem::replace(had, true)) == Some(false) {
+                    page.records.extend(records);
+                    (page.reflects, page.next) = (reflects, next);
+                    rounds = 0;
+                }
+                if had.iter().all(|had| *had) {
+                    return Some(page);
+                }
+            }
+            if had.is_empty() {
+                return None;
+            }
+            let missing = had.iter().zip(0..).filter(|(had, _)| !**had).map(|(_, part)| part);
+            ask.missing = missing.take(most).collect();
+        }
     }
 
     /// Tells the others that this node goes, and lets go of the transport.
@@ -310,24 +375,6 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-/// Puts the parts of an answer together; `None` if one is missing.
-async fn gather(answers: &mut mpsc::Receiver<Answer>) -> Option<Page> {
-    let mut had: Vec<bool> = Vec::new();
-    let mut page = Page { records: Vec::new(), reflects: TreeSize(0), next: None };
-    loop {
-        let Answer { part, parts, reflects, next, records, .. } = timeout(PART, answers.recv()).await.ok()??;
-        had.resize(usize::from(parts), false);
-        let new = had.get_mut(usize::from(part)).map(|had| !std::mem::replace(had, true));
-        if new == Some(true) {
-            page.records.extend(records);
-            (page.reflects, page.next) = (reflects, next);
-        }
-        if had.iter().all(|had| *had) {
-            return Some(page);
-        }
-    }
-}
-
 /// Gives commits to the host, one after the other, apart from the receiving of frames: a view that is slow must not keep beats
 /// from being heard.
 async fn hand_over(host: Arc<dyn Host>, mut commits: mpsc::Receiver<Commit>) {
@@ -343,9 +390,13 @@ impl Shared {
 
     /// Whether the transport took it.
     fn send(&self, to: Audience, message: &Message) -> bool {
+        self.send_encoded(to, &message.encode())
+    }
+
+    fn send_encoded(&self, to: Audience, message: &[u8]) -> bool {
         let sent = self
             .frames
-            .seal(&message.encode())
+            .seal(message)
             .map_err(|failure| SendError::Unavailable(Some(failure.into())))
             .and_then(|frame| self.transport.send(to, &frame));
         match sent {
@@ -389,6 +440,7 @@ impl Shared {
             ticks.tick().await;
             let changes = self.members.lock().tick(Instant::now());
             self.tell(&changes);
+            self.answered.lock().retain(|answered| answered.at.elapsed() < KEPT_FOR);
             self.send_beat();
         }
     }
@@ -413,6 +465,7 @@ impl Shared {
             Ok(None) => return,
             Err(why) => return self.rejections.count(why),
         };
+        self.transport.authentic(from);
         self.received.fetch_add(1, Ordering::Relaxed);
         match Message::decode(&message) {
             Ok(Message::Commit(commit)) => match apply.try_send(commit) {
@@ -422,6 +475,7 @@ impl Shared {
                     self.host.missed();
                 }
             },
+            Ok(Message::Grown(size)) => self.host.grown(size),
             Ok(Message::Beat(beat)) => {
                 let (changes, heard) = self.members.lock().hear(self.config.incarnation, from, &beat, now);
                 self.tell(&changes);
@@ -449,14 +503,35 @@ impl Shared {
         tokio::spawn(async move {
             let _asked = asked;
             let Ok(_serving) = shared.serving.acquire().await else { return };
-            let Some(page) = shared.host.page(ask.from, ask.bytes.min(PAGE) as usize).await else { return };
-            let Page { records, reflects, next } = page;
-            for part in Answer::cut(ask.question, reflects, next, records, shared.max_message()) {
-                shared.send(Audience::One(who), &Message::Answer(part));
-                // Beats and commits of this node go out in between.
-                tokio::task::yield_now().await;
+            let Some(parts) = shared.parts(who, &ask).await else { return };
+            let wanted = |part: &usize| {
+                ask.missing.is_empty() || u16::try_from(*part).is_ok_and(|part| ask.missing.contains(&part))
+            };
+            let wanted = (0..parts.len()).filter(wanted).filter_map(|part| parts.get(part));
+            for (sent, part) in wanted.enumerate() {
+                shared.send_encoded(Audience::One(who), part);
+                if sent % TURN == TURN - 1 {
+                    // Beats and commits of this node go out in between.
+                    tokio::task::yield_now().await;
+                }
             }
         });
+    }
+
+    /// The messages that answer: made now, or kept from the first time where parts of them are asked for again.
+    async fn parts(&self, who: Incarnation, ask: &Ask) -> Option<Arc<Vec<Vec<u8>>>> {
+        if !ask.missing.is_empty() {
+            let answered = self.answered.lock();
+            let kept = answered.iter().find(|answered| (answered.who, answered.question) == (who, ask.question));
+            return kept.map(|kept| Arc::clone(&kept.parts));
+        }
+        let Page { records, reflects, next } = self.host.page(ask.from, ask.bytes.min(PAGE) as usize).await?;
+        let parts = Answer::cut(ask.question, reflects, next, records, self.max_message());
+        let parts = Arc::new(parts.into_iter().map(|part| Message::Answer(part).encode()).collect());
+        let mut answered = self.answered.lock();
+        answered.truncate(KEPT - 1);
+        answered.push_front(Answered { who, question: ask.question, at: Instant::now(), parts: Arc::clone(&parts) });
+        Some(parts)
     }
 
     fn tell(&self, changes: &[Change]) {

@@ -40,6 +40,7 @@ struct State {
     /// Directions that are cut: what the first sends does not reach the second.
     cuts: BTreeSet<(Incarnation, Incarnation)>,
     max_frame: usize,
+    records: bool,
     /// Every frame that was sent, for tests that look at the wire.
     wire: Option<Vec<Vec<u8>>>,
 }
@@ -62,6 +63,7 @@ impl Network {
             nodes: Vec::new(),
             cuts: BTreeSet::new(),
             max_frame: 16_384,
+            records: true,
             wire: None,
         })))
     }
@@ -81,6 +83,11 @@ impl Network {
     /// Frames of at most so many bytes from now on.
     pub fn max_frame(&self, bytes: usize) {
         self.0.lock().max_frame = bytes;
+    }
+
+    /// What is committed is not worth sending from now on.
+    pub fn without_records(&self) {
+        self.0.lock().records = false;
     }
 
     /// Cuts the way from one node to another; the way back stays.
@@ -126,10 +133,12 @@ pub struct InProcess {
 #[async_trait]
 impl Transport for InProcess {
     fn capabilities(&self) -> Capabilities {
+        let state = self.network.0.lock();
         Capabilities {
             name: "in_process",
-            max_frame: self.network.0.lock().max_frame,
+            max_frame: state.max_frame,
             addressed: true,
+            records: state.records,
             encrypted_link: false,
             peer_authentication: false,
             tells_departures: true,

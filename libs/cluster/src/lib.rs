@@ -12,6 +12,8 @@ mod cluster;
 pub mod conformance;
 mod frame;
 #[cfg(feature = "test-util")]
+pub mod fuzz;
+#[cfg(feature = "test-util")]
 pub mod in_process;
 mod membership;
 mod message;

@@ -59,7 +59,7 @@ pub struct Beat {
 }
 
 /// What a node asks of another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
     /// Names the question in its answers.
     pub question: u64,
@@ -67,6 +67,8 @@ pub struct Ask {
     pub from: u64,
     /// About so many bytes of it.
     pub bytes: u32,
+    /// Parts of the answer that were lost, and are asked for again; empty for the whole.
+    pub missing: Vec<u16>,
 }
 
 /// Part of the answer to an [`Ask`].
@@ -91,6 +93,8 @@ pub struct Answer {
 pub enum Message {
     /// Something was committed.
     Commit(Commit),
+    /// Something was committed, and is not sent: the log has this size now.
+    Grown(TreeSize),
     /// Somebody is there.
     Beat(Beat),
     /// Somebody asks.
@@ -110,11 +114,14 @@ const COMMIT: u8 = 1;
 const BEAT: u8 = 2;
 const ASK: u8 = 3;
 const ANSWER: u8 = 4;
+const GROWN: u8 = 5;
 
 /// Bytes of a commit's frame without records.
 const COMMIT_HEAD: usize = 1 + 8 + 8 + 17 + 4;
 /// Bytes of a record without its value.
 const RECORD_HEAD: usize = 16 + 8 + 4;
+/// Bytes of a question without parts.
+pub(crate) const ASK_HEAD: usize = 1 + 8 + 8 + 4 + 2;
 /// Bytes of an answer without records.
 const ANSWER_HEAD: usize = 1 + 8 + 2 + 2 + 8 + 8 + 4;
 /// Longest name that a beat takes.
@@ -211,6 +218,10 @@ impl Message {
                 put_option(&mut out, commit.view.map(|view| view.0));
                 put_records(&mut out, &commit.records);
             }
+            Self::Grown(size) => {
+                out.push(GROWN);
+                put_u64(&mut out, size.0);
+            }
             Self::Beat(beat) => {
                 out.push(BEAT);
                 put_text(&mut out, &beat.node);
@@ -232,6 +243,11 @@ impl Message {
                 put_u64(&mut out, ask.question);
                 put_u64(&mut out, ask.from);
                 out.extend_from_slice(&ask.bytes.to_be_bytes());
+                let missing = u16::try_from(ask.missing.len()).unwrap_or(u16::MAX);
+                out.extend_from_slice(&missing.to_be_bytes());
+                for part in ask.missing.iter().take(usize::from(missing)) {
+                    out.extend_from_slice(&part.to_be_bytes());
+                }
             }
             Self::Answer(answer) => {
                 out.reserve(ANSWER_HEAD + answer.records.iter().map(Record::bytes).sum::<usize>());
@@ -265,6 +281,7 @@ impl Message {
                 }
                 Self::Commit(Commit { first, end, view, records })
             }
+            GROWN => Self::Grown(TreeSize(from.u64()?)),
             BEAT => {
                 let (node, program) = (from.text()?, from.text()?);
                 let (number, size, reflects) = (from.u64()?, TreeSize(from.u64()?), TreeSize(from.u64()?));
@@ -277,7 +294,11 @@ impl Message {
             }
             ASK => {
                 let (question, position) = (from.u64()?, from.u64()?);
-                Self::Ask(Ask { question, from: position, bytes: u32::from_be_bytes(*from.array()?) })
+                let bytes = u32::from_be_bytes(*from.array()?);
+                let missing = u16::from_be_bytes(*from.array()?);
+                let missing = (0..missing).map(|_| from.array().map(|part| u16::from_be_bytes(*part)));
+                let missing = missing.collect::<Result<_, _>>()?;
+                Self::Ask(Ask { question, from: position, bytes, missing })
             }
             ANSWER => {
                 let question = from.u64()?;
@@ -424,7 +445,9 @@ mod tests {
                 leaving,
                 heard: heard.into_iter().map(|(who, number)| (Incarnation(who), number)).collect(),
             })),
-            any::<(u64, u64, u32)>().prop_map(|(question, from, bytes)| Message::Ask(Ask { question, from, bytes })),
+            any::<u64>().prop_map(|size| Message::Grown(TreeSize(size))),
+            (any::<(u64, u64, u32)>(), prop::collection::vec(any::<u16>(), 0..9))
+                .prop_map(|((question, from, bytes), missing)| Message::Ask(Ask { question, from, bytes, missing })),
             (prop::collection::vec(record(), 0..9), any::<(u64, u16, u64)>()).prop_map(
                 |(records, (question, part, next))| Message::Answer(Answer {
                     question,

@@ -39,6 +39,8 @@ pub struct Capabilities {
     pub max_frame: usize,
     /// Whether a frame can be sent to one node.
     pub addressed: bool,
+    /// Whether what was committed is worth sending. Where it is not, nodes tell each other how long the log has become, and read it.
+    pub records: bool,
     /// Whether the link itself is encrypted, beneath the sealed frames.
     pub encrypted_link: bool,
     /// Whether each node proves who it is by a certificate of its own.
@@ -93,6 +95,12 @@ pub trait Transport: Send + Sync + 'static {
 
     /// The next thing that came; waits until something does. `None` once closed.
     async fn receive(&self) -> Option<Received>;
+
+    /// The frame that [`Transport::receive`] gave last was opened: it is an authentic and new one of this node. Said before the next
+    /// is received. A transport that learns addresses from what it is sent can believe this one; others need not care.
+    fn authentic(&self, from: Incarnation) {
+        let _not_needed = from;
+    }
 
     /// What a person would want to know of its state, for `counterfoil cluster check`: addresses, connections, what was refused. One
     /// line each.

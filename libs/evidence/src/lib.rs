@@ -15,4 +15,6 @@ mod walk;
 mod write;
 
 pub use sink::{ChunkTo, FolderSink, Sink, ZipSink};
-pub use write::{EntryKeys, EvidenceError, KeySource, Order, Purpose, PurposeError, Selection, visible, write_bundle};
+pub use write::{
+    EntryKeys, EvidenceError, KeySource, Order, Purpose, PurposeError, Selection, StampFile, visible, write_bundle,
+};

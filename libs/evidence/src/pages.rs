@@ -20,13 +20,14 @@ none of them was altered, removed, inserted or dated back since the log's checkp
   tile/           the hashes of the tree, and the entries, as C2SP tlog-tiles
   leaves/         the entries, where not every one of a tile is in this bundle
   checkpoints/    older checkpoints, each stored with the entries that it signed for
+  time-stamps/    checkpoints that a time-stamping authority has signed the time of (RFC 3161)
   sealed/         personal data of the entries, encrypted
   keys/           what opens it, if that was asked for. KEEP SUCH A BUNDLE AS YOU WOULD THE DATA: what
                   is erased from the log later can still be opened with it
 
 To verify, offline:
 
-  counterfoil-verify FOLDER-OR-ZIP --key VKEY [--saved EARLIER-CHECKPOINT]
+  counterfoil-verify FOLDER-OR-ZIP --key VKEY [--saved EARLIER-CHECKPOINT] [--tsa-ca ROOTS-OF-THE-TIME-STAMPS]
 
 Exit status 0 is proved, 1 is not proved (the report says from which entry on), 2 is that the question
 could not be put. Without a checkpoint of your own from earlier, nobody can tell you that the newest

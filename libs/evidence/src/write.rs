@@ -1,7 +1,10 @@
 //! Writing a bundle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use async_trait::async_trait;
@@ -102,10 +105,23 @@ pub struct Selection {
     pub from: Option<Timestamp>,
     /// Earlier than this.
     pub to: Option<Timestamp>,
+    /// Only those of these indices.
+    pub within: Option<Range<u64>>,
     /// Of this session.
     pub session: Option<SessionId>,
     /// Of the sessions of this subject of these realms.
     pub subject: Option<(Vec<RealmName>, String)>,
+}
+
+/// A checkpoint with an RFC 3161 time stamp over its bytes, in files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StampFile {
+    /// Size of the tree that the checkpoint is of.
+    pub size: TreeSize,
+    /// The checkpoint, a signed note.
+    pub checkpoint: PathBuf,
+    /// The authority's response.
+    pub response: PathBuf,
 }
 
 /// What bundle to write.
@@ -117,6 +133,8 @@ pub struct Order {
     pub reveal: Option<Purpose>,
     /// Sizes of checkpoints that somebody keeps: what proves these consistent is put in, whatever the selection.
     pub keep: Vec<TreeSize>,
+    /// The time stamps there are, the smallest tree first: those that cover entries of the bundle are put in.
+    pub stamps: Vec<StampFile>,
     /// Now.
     pub made_at: Timestamp,
     /// Who asks: id of a credential.
@@ -146,6 +164,8 @@ pub(crate) struct Manifest {
     pub(crate) first_time: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last_time: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) time_stamps: Vec<u64>,
     pub(crate) unreadable: Vec<Unreadable>,
     pub(crate) unreadable_count: u64,
 }
@@ -218,6 +238,18 @@ impl Candidates {
             Self::List(list) => Box::new(list.iter().copied()),
         }
     }
+
+    /// For each entry the first time stamp that covers it, as far as there are any; each once.
+    fn stamps<'a>(&self, stamps: &'a [StampFile], size: u64) -> Vec<&'a StampFile> {
+        let covering = |index: u64| stamps.partition_point(|stamp| stamp.size.0 <= index);
+        let chosen: BTreeSet<usize> = match self {
+            Self::Range { first, end } if first < end => (covering(*first)..=covering(end - 1)).collect(),
+            Self::Range { .. } => BTreeSet::new(),
+            Self::List(list) => list.iter().map(|index| covering(*index)).collect(),
+        };
+        // A stamp over more than the log has is for the outside comparison at start to refuse, not for a bundle.
+        chosen.into_iter().filter_map(|at| stamps.get(at)).filter(|stamp| stamp.size.0 <= size).collect()
+    }
 }
 
 /// Writes a bundle of the log as it is now.
@@ -227,7 +259,7 @@ impl Candidates {
 pub async fn write_bundle(
     log: &dyn LogReader,
     keys: &dyn KeySource,
-    order: Order,
+    mut order: Order,
     sink: &mut dyn Sink,
 ) -> Result<u64, EvidenceError> {
     let head = log.head().await?;
@@ -242,6 +274,9 @@ pub async fn write_bundle(
         None => size,
         Some(to) => first_not_before(log, to, size).await?.max(first),
     };
+    let within = selection.within.clone().unwrap_or(0..size);
+    let first = first.max(within.start).min(size);
+    let end = end.min(within.end).max(first);
     let sessions = match (&selection.session, &selection.subject) {
         (None, None) => None,
         (Some(session), None) => Some(vec![*session]),
@@ -277,6 +312,7 @@ pub async fn write_bundle(
         actions: BTreeMap::new(),
         first_time: None,
         last_time: None,
+        time_stamps: Vec::new(),
         unreadable: Vec::new(),
         unreadable_count: 0,
     };
@@ -285,6 +321,17 @@ pub async fn write_bundle(
     sink.begin("vkeys")?;
     sink.write(order.vkeys.iter().map(|vkey| format!("{vkey}\n")).collect::<String>().as_bytes())?;
     write_table(log, &candidates, selection, sink, &mut manifest).await?;
+    for stamp in candidates.stamps(&order.stamps, size) {
+        // One that cannot be read is none.
+        if let (Ok(checkpoint), Ok(response)) = (fs::read(&stamp.checkpoint), fs::read(&stamp.response)) {
+            sink.begin(&format!("time-stamps/{}.checkpoint", stamp.size))?;
+            sink.write(&checkpoint)?;
+            sink.begin(&format!("time-stamps/{}.tsr", stamp.size))?;
+            sink.write(&response)?;
+            manifest.time_stamps.push(stamp.size.0);
+        }
+    }
+    order.keep.extend(manifest.time_stamps.iter().copied().map(TreeSize));
     write_groups(log, keys, &candidates, &order, size, sink).await?;
     write_upper_tiles(log, size, sink).await?;
     sink.begin("manifest.json")?;

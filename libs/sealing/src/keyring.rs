@@ -1,23 +1,91 @@
-//! The key-encryption key, and the keys that are derived from it.
+//! The keys that lie outside the database: what wraps data keys, and what is kept beside.
 
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
 use session_model::{Digest, KeyId, RealmName};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::{DataKey, SealError, decrypt, encrypt, expand, hmac};
 
-/// The key-encryption key of a log, shared by every node that appends to it, and what is derived from it. Lives outside the
-/// database: whoever has only the database opens nothing.
+/// What tells wrapping keys apart, in the key file and in front of what they have wrapped. Derived from the key, and tells nothing of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WrappingKeyId([u8; 8]);
+
+impl WrappingKeyId {
+    fn of(key: &[u8; 32]) -> Result<Self, SealError> {
+        let [derived, _] = expand(key, &[b"counterfoil wrapping key id v1"])?;
+        let (id, _) = derived.0.split_first_chunk().ok_or(SealError::Malformed("a wrapping key's id"))?;
+        Ok(Self(*id))
+    }
+}
+
+impl fmt::Display for WrappingKeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for WrappingKeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WrappingKeyId({self})")
+    }
+}
+
+#[derive(Clone, Zeroize)]
+struct WrappingKey {
+    key: [u8; 32],
+    #[zeroize(skip)]
+    id: WrappingKeyId,
+    /// The one that the log began with: what it wraps has no id in front, as programs from before there were others expect.
+    first: bool,
+}
+
+/// The keys of a log that are shared by every node that appends to it. They live outside the database: whoever has only the database
+/// opens nothing.
+///
+/// A log begins with one key-encryption key, from which all are derived. The key that wraps data keys may be replaced: there are then
+/// several, of which one is current, apart from the others, which stay for as long as the log.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Keyring {
-    wrapping: [u8; 32],
+    /// The current one first; never empty.
+    wrapping: Vec<WrappingKey>,
     lookup: [u8; 32],
     answers: [u8; 32],
     view: [u8; 32],
     console: [u8; 32],
+    cluster: [u8; 32],
 }
+
+/// The key file once there was more than one wrapping key: JSON, keys in hexadecimal. A file of 32 bytes is the key-encryption key itself.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyFile {
+    version: u8,
+    /// The current one first.
+    wrapping: Vec<KeyFileKey>,
+    lookup: Digest,
+    answers: Digest,
+    view: Digest,
+    console: Digest,
+    cluster: Digest,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyFileKey {
+    /// For people; must be that of the key.
+    id: String,
+    key: Digest,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    first: bool,
+}
+
+/// A wrapped key without an id: nonce ‖ ciphertext ‖ tag.
+const WRAPPED: usize = 12 + 32 + 16;
+/// In front of the id of a wrapping key.
+const WITH_ID: u8 = 2;
 
 impl Keyring {
     /// Derives everything from the key-encryption key.
@@ -27,27 +95,159 @@ impl Keyring {
     pub fn new(key_encryption_key: &[u8; 32]) -> Result<Self, SealError> {
         let [wrapping, lookup] = expand(key_encryption_key, &[b"counterfoil keyring v1: data keys"])?;
         let [answers, view] = expand(key_encryption_key, &[b"counterfoil keyring v1: stored state"])?;
-        let [console, _] = expand(key_encryption_key, &[b"counterfoil keyring v1: console"])?;
-        Ok(Self { wrapping: wrapping.0, lookup: lookup.0, answers: answers.0, view: view.0, console: console.0 })
+        let [console, cluster] = expand(key_encryption_key, &[b"counterfoil keyring v1: console"])?;
+        let first = WrappingKey { key: wrapping.0, id: WrappingKeyId::of(&wrapping.0)?, first: true };
+        Ok(Self {
+            wrapping: vec![first],
+            lookup: lookup.0,
+            answers: answers.0,
+            view: view.0,
+            console: console.0,
+            cluster: cluster.0,
+        })
     }
 
-    /// Encrypts a data key for storage, bound to its id.
+    /// Reads a key file of either form.
+    ///
+    /// # Errors
+    /// [`SealError::Malformed`] if it is neither.
+    pub fn from_file(bytes: &[u8]) -> Result<Self, SealError> {
+        if let Ok(key_encryption_key) = bytes.try_into() {
+            return Self::new(key_encryption_key);
+        }
+        let file: KeyFile = serde_json::from_slice(bytes).map_err(|_| SealError::Malformed("the key file"))?;
+        let wrapping = file.wrapping.iter().map(|kept| {
+            let id = WrappingKeyId::of(&kept.key.0)?;
+            let is_its = kept.id == id.to_string();
+            is_its
+                .then_some(WrappingKey { key: kept.key.0, id, first: kept.first })
+                .ok_or(SealError::Malformed("the key file"))
+        });
+        let wrapping: Vec<WrappingKey> = wrapping.collect::<Result<_, _>>()?;
+        if file.version != 2 || wrapping.is_empty() {
+            return Err(SealError::Malformed("the key file"));
+        }
+        let KeyFile { lookup, answers, view, console, cluster, .. } = file;
+        Ok(Self {
+            wrapping,
+            lookup: lookup.0,
+            answers: answers.0,
+            view: view.0,
+            console: console.0,
+            cluster: cluster.0,
+        })
+    }
+
+    /// A key file of the form that holds several wrapping keys. Secret.
+    ///
+    /// # Errors
+    /// [`SealError::Malformed`] if it cannot be written.
+    pub fn to_file(&self) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let kept = |key: &WrappingKey| KeyFileKey { id: key.id.to_string(), key: Digest(key.key), first: key.first };
+        let file = KeyFile {
+            version: 2,
+            wrapping: self.wrapping.iter().map(kept).collect(),
+            lookup: Digest(self.lookup),
+            answers: Digest(self.answers),
+            view: Digest(self.view),
+            console: Digest(self.console),
+            cluster: Digest(self.cluster),
+        };
+        let text = serde_json::to_vec_pretty(&file).map_err(|_| SealError::Malformed("the key file"))?;
+        Ok(Zeroizing::new(text))
+    }
+
+    /// The wrapping keys, the current one first.
+    pub fn wrapping_keys(&self) -> Vec<WrappingKeyId> {
+        self.wrapping.iter().map(|key| key.id).collect()
+    }
+
+    /// The same keys and a new wrapping key, which unwraps, and does not wrap before it is made current.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn with_another(&self) -> Result<(Self, WrappingKeyId), SealError> {
+        let mut key = [0; 32];
+        openssl::rand::rand_bytes(&mut key)?;
+        let id = WrappingKeyId::of(&key)?;
+        let mut more = self.clone();
+        more.wrapping.push(WrappingKey { key, id, first: false });
+        Ok((more, id))
+    }
+
+    /// The same keys, this one of them current; `None` if it is not among them.
+    pub fn with_current(&self, id: WrappingKeyId) -> Option<Self> {
+        let mut turned = self.clone();
+        let at = turned.wrapping.iter().position(|key| key.id == id)?;
+        let current = turned.wrapping.remove(at);
+        turned.wrapping.insert(0, current);
+        Some(turned)
+    }
+
+    /// The same keys without this one; `None` if it is the current one, or not among them.
+    pub fn without(&self, id: WrappingKeyId) -> Option<Self> {
+        let mut fewer = self.clone();
+        let at = fewer.wrapping.iter().position(|key| key.id == id).filter(|at| *at > 0)?;
+        fewer.wrapping.remove(at).zeroize();
+        Some(fewer)
+    }
+
+    /// Encrypts a data key for storage under the current wrapping key, bound to its id.
     ///
     /// # Errors
     /// [`SealError::OpenSsl`].
     pub fn wrap(&self, id: KeyId, key: &DataKey) -> Result<Vec<u8>, SealError> {
-        Ok(encrypt(&self.wrapping, id.uuid().as_bytes(), key.bytes())?)
+        let current = self.wrapping.first().ok_or(SealError::Malformed("the key file"))?;
+        let wrapped = encrypt(&current.key, id.uuid().as_bytes(), key.bytes())?;
+        Ok(if current.first { wrapped } else { [&[WITH_ID], &current.id.0[..], &wrapped].concat() })
     }
 
     /// Decrypts a stored data key.
     ///
     /// # Errors
-    /// [`SealError::NotAuthentic`] if it was wrapped by another keyring or for another id.
+    /// [`SealError::UnknownWrappingKey`] if the wrapping key is not among ours, [`SealError::NotAuthentic`] if it was wrapped by another
+    /// keyring or for another id.
     pub fn unwrap(&self, id: KeyId, wrapped: &[u8]) -> Result<DataKey, SealError> {
-        let mut bytes = decrypt(&self.wrapping, id.uuid().as_bytes(), wrapped)?;
+        let (by, wrapped) = self.wrapper(wrapped)?;
+        let mut bytes = decrypt(&by.key, id.uuid().as_bytes(), wrapped)?;
         let key = bytes.as_slice().try_into().map(DataKey::from_bytes);
         bytes.zeroize();
         key.map_err(|_| SealError::NotAuthentic)
+    }
+
+    /// Which wrapping key a stored data key is wrapped by.
+    ///
+    /// # Errors
+    /// [`SealError::UnknownWrappingKey`] if it is not among ours, [`SealError::NotAuthentic`] if it is no wrapped key.
+    pub fn wrapped_by(&self, wrapped: &[u8]) -> Result<WrappingKeyId, SealError> {
+        self.wrapper(wrapped).map(|(by, _)| by.id)
+    }
+
+    /// A stored data key, wrapped by the current wrapping key; `None` if it is already.
+    ///
+    /// # Errors
+    /// See [`Keyring::unwrap`].
+    pub fn rewrap(&self, id: KeyId, wrapped: &[u8]) -> Result<Option<Vec<u8>>, SealError> {
+        let by = self.wrapped_by(wrapped)?;
+        if self.wrapping.first().is_some_and(|current| current.id == by) {
+            return Ok(None);
+        }
+        self.wrap(id, &self.unwrap(id, wrapped)?).map(Some)
+    }
+
+    /// The key that wrapped something, and what it wrapped.
+    fn wrapper<'a>(&self, wrapped: &'a [u8]) -> Result<(&WrappingKey, &'a [u8]), SealError> {
+        if wrapped.len() == WRAPPED {
+            let first = self.wrapping.iter().find(|key| key.first);
+            return first
+                .map(|first| (first, wrapped))
+                .ok_or(SealError::UnknownWrappingKey("the log's first".to_owned()));
+        }
+        let behind = wrapped.strip_prefix(&[WITH_ID]).and_then(|rest| rest.split_first_chunk::<8>());
+        let (id, rest) = behind.ok_or(SealError::NotAuthentic)?;
+        let id = WrappingKeyId(*id);
+        let by = self.wrapping.iter().find(|key| key.id == id && !key.first);
+        by.map(|by| (by, rest)).ok_or_else(|| SealError::UnknownWrappingKey(id.to_string()))
     }
 
     /// Under what a subject's data key is found: `HMAC(lookup key, realm ‖ 0 ‖ subject)`. Deleted with the key row, so that
@@ -113,6 +313,11 @@ impl Keyring {
     pub const fn view_key(&self) -> &[u8; 32] {
         &self.view
     }
+
+    /// What the cluster's key is made of, where it has none of its own.
+    pub const fn cluster_secret(&self) -> &[u8; 32] {
+        &self.cluster
+    }
 }
 
 impl fmt::Debug for Keyring {
@@ -148,6 +353,81 @@ mod tests {
         assert_eq!(keyring.unwrap(a, &wrapped).unwrap().bytes(), key.bytes());
         assert!(keyring.unwrap(b, &wrapped).is_err());
         assert!(Keyring::new(&[2; 32]).unwrap().unwrap(a, &wrapped).is_err());
+    }
+
+    /// What a key file of either form, and what was wrapped under it, once was: read for ever. Bytes as this program's first form wrote them.
+    #[test]
+    fn key_files_and_wrapped_keys_of_old_are_read() {
+        let id = KeyId::new(Uuid::from_u128(1));
+        let wrapped = decode(include_str!("../tests/golden/wrapped-by-first.hex"));
+        let key = decode(include_str!("../tests/golden/data-key.hex"));
+        let one = Keyring::from_file(&[9; 32]).unwrap();
+        assert_eq!(one.unwrap(id, &wrapped).unwrap().bytes().as_slice(), key);
+        let several = Keyring::from_file(include_bytes!("../tests/golden/kek-2.json")).unwrap();
+        assert_eq!(several.unwrap(id, &wrapped).unwrap().bytes().as_slice(), key);
+        let wrapped = decode(include_str!("../tests/golden/wrapped-by-second.hex"));
+        assert_eq!(several.unwrap(id, &wrapped).unwrap().bytes().as_slice(), key);
+        assert_eq!(several.view_key(), one.view_key());
+        assert_eq!(several.cluster_secret(), one.cluster_secret());
+        assert_eq!(&several.to_file().unwrap()[..], include_bytes!("../tests/golden/kek-2.json").trim_ascii_end());
+    }
+
+    fn decode(hex: &str) -> Vec<u8> {
+        let hex = hex.trim();
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_wrapping_key_is_added_made_current_and_taken_away() {
+        let before = Keyring::new(&[1; 32]).unwrap();
+        let (id, key) = (KeyId::new(Uuid::from_u128(1)), DataKey::generate().unwrap());
+        let old = before.wrap(id, &key).unwrap();
+        assert_eq!(old.len(), WRAPPED, "as programs from before write and read it");
+        let (both, added) = before.with_another().unwrap();
+        assert_eq!(both.wrap(id, &key).unwrap().len(), WRAPPED, "not before it is current");
+        assert_eq!(both.rewrap(id, &old).unwrap(), None);
+
+        let turned = both.with_current(added).unwrap();
+        let turned = Keyring::from_file(&turned.to_file().unwrap()).unwrap();
+        let new = turned.rewrap(id, &old).unwrap().unwrap();
+        assert_eq!((turned.wrapped_by(&new).unwrap(), turned.rewrap(id, &new).unwrap()), (added, None));
+        for keyring in [&both, &turned] {
+            assert_eq!(keyring.unwrap(id, &new).unwrap().bytes(), key.bytes());
+            assert_eq!(keyring.unwrap(id, &old).unwrap().bytes(), key.bytes());
+        }
+        let unknown = before.unwrap(id, &new).unwrap_err();
+        assert!(matches!(&unknown, SealError::UnknownWrappingKey(named) if *named == added.to_string()), "{unknown}");
+
+        let first = before.wrapping_keys()[0];
+        assert!(turned.without(added).is_none(), "the current one stays");
+        let after = turned.without(first).unwrap();
+        assert_eq!(after.unwrap(id, &new).unwrap().bytes(), key.bytes());
+        assert!(
+            matches!(after.unwrap(id, &old), Err(SealError::UnknownWrappingKey(_))),
+            "what a backup holds stays shut"
+        );
+        assert!(!after.to_file().unwrap().windows(64).any(|part| part == hex(&before.wrapping[0].key).as_bytes()));
+        // What is found under lookups, and in views, stays as it was.
+        let realm = "a".parse().unwrap();
+        assert_eq!(after.lookup(&realm, "alice").unwrap(), before.lookup(&realm, "alice").unwrap());
+        assert_eq!(after.view_key(), before.view_key());
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn a_spoilt_key_file_is_refused() {
+        let (keyring, _) = Keyring::new(&[1; 32]).unwrap().with_another().unwrap();
+        let good = String::from_utf8(keyring.to_file().unwrap().to_vec()).unwrap();
+        let first = keyring.wrapping_keys()[0].to_string();
+        for bad in
+            ["", "x", &good.replace("\"version\": 2", "\"version\": 3"), &good.replace(&first, "0000000000000000")]
+        {
+            assert!(matches!(Keyring::from_file(bad.as_bytes()), Err(SealError::Malformed(_))), "{bad}");
+        }
+        assert!(Keyring::from_file(&[1; 31]).is_err());
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! * [`Keyring`] holds the key-encryption key and what is derived from it.
 //! * [`LogKey`] signs checkpoints; [`VerifierKey`] verifies them. [`CosignerKey`] and [`CosignerVerifier`] are a witness's.
 //! * [`ClusterKey`] and [`FrameKey`] seal what nodes send each other.
+//! * [`SignerCertificate`] verifies what somebody else signed with the key of a certificate.
 //! * [`Ids`] makes identifiers and secrets.
 //!
 //! Keys come in as bytes and go out wrapped: this crate opens no file.
 
+mod certificate;
 mod cluster;
 mod cosigner;
 mod data_key;
@@ -16,11 +18,12 @@ mod ids;
 mod keyring;
 mod log_key;
 
+pub use certificate::{SignatureAlgorithm, SignerCertificate};
 pub use cluster::{ClusterKey, FRAME_TAG, FrameKey};
 pub use cosigner::{CosignerKey, CosignerVerifier};
 pub use data_key::{DataKey, Sealed};
 pub use ids::{Ids, token_digest};
-pub use keyring::Keyring;
+pub use keyring::{Keyring, WrappingKeyId};
 pub use log_key::{LogKey, VerifierKey};
 
 use std::sync::LazyLock;
@@ -47,6 +50,12 @@ pub enum SealError {
     /// The ciphertext, its key or what it is bound to is not what was sealed.
     #[error("cannot be opened: altered, or sealed for another place or by another key")]
     NotAuthentic,
+    /// It was wrapped by a wrapping key that is not among ours.
+    #[error(
+        "wrapped by the wrapping key {0}, which is not in this node's key file: copy the key files from where it was made, and start this \
+         node again"
+    )]
+    UnknownWrappingKey(String),
     /// Key material of the wrong form.
     #[error("the key material is malformed: {0}")]
     Malformed(&'static str),
@@ -61,6 +70,11 @@ const TAG: usize = 16;
 /// SHA-256.
 pub fn sha256(bytes: &[u8]) -> Digest {
     Digest(openssl::sha::sha256(bytes))
+}
+
+/// SHA-512.
+pub fn sha512(bytes: &[u8]) -> [u8; 64] {
+    openssl::sha::sha512(bytes)
 }
 
 /// The password digest of the WS-Security UsernameToken profile 1.1 (section 3.1): SHA-1(nonce ‖ created ‖ password). SHA-1

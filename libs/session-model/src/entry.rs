@@ -65,6 +65,12 @@ words! {
         KeyCreated = "key.created",
         /// A credential was revoked.
         KeyRevoked = "key.revoked",
+        /// Another key of several is the one in use from now on.
+        KeyRotated = "key.rotated",
+        /// Data keys are wrapped anew, by the wrapping key in use.
+        KeyRewrapped = "key.rewrapped",
+        /// Sealed parts whose time was over were archived and dropped.
+        RetentionPruned = "retention.pruned",
         /// The service began on a node.
         ServiceStarted = "service.started",
         /// The service stopped on a node.

@@ -80,6 +80,7 @@ impl Profile {
             beyond_cap: BeyondCap::Deny,
             reused_token: ReusedToken::Record,
             audited_reads: false,
+            retention_days: None,
             requests_per_second: 0,
             limits: Limits::default(),
         };
@@ -103,6 +104,17 @@ impl Profile {
         }
     }
 
+    /// The least days for which what is sealed must be kept. Years are counted with every leap day that they may have.
+    pub const fn retention_days_min(self) -> u32 {
+        match self {
+            Self::PciDss => 366,
+            Self::Hipaa => 6 * 365 + 2,
+            Self::Sox => 7 * 365 + 2,
+            // A month, as the log's PostgreSQL function demands.
+            Self::Default | Self::NistAal2 | Self::NistAal3 | Self::Transient => 30,
+        }
+    }
+
     /// The clause a field of this profile comes from.
     pub const fn clause(self, field: Field) -> &'static str {
         use Field as F;
@@ -114,6 +126,10 @@ impl Profile {
             (Self::Sox, F::IdleTimeout | F::AbsoluteTimeout) => "SOX section 404, access controls",
             (Self::NistAal2, F::IdleTimeout | F::AbsoluteTimeout) => "NIST SP 800-63B-4 section 2.2.3",
             (Self::NistAal3, F::IdleTimeout | F::AbsoluteTimeout) => "NIST SP 800-63B-4 section 2.3.3",
+            (Self::Hipaa, F::Retention) => "45 CFR 164.316(b)(2)(i), six years",
+            (Self::PciDss, F::Retention) => "PCI DSS 4.0.1 requirement 10.5.1, twelve months",
+            (Self::Sox, F::Retention) => "17 CFR 210.2-06, seven years",
+            (_, F::Retention) => "what the log itself needs to be of use",
             (_, F::IdleTimeout) => "OWASP ASVS 5.0 7.3.1 and the Session Management Cheat Sheet",
             (_, F::AbsoluteTimeout) => "OWASP ASVS 5.0 7.3.2 and the Session Management Cheat Sheet",
             (_, F::RenewalInterval | F::RenewalOverlap) => "OWASP Session Management Cheat Sheet, renewal timeout",
@@ -155,6 +171,8 @@ pub enum Field {
     ReusedToken,
     /// `audited_reads`
     AuditedReads,
+    /// `retention_days`
+    Retention,
     /// `max_attribute_bytes`, `max_attributes`
     Limits,
 }
@@ -178,6 +196,8 @@ pub struct Policy {
     pub reused_token: ReusedToken,
     /// Whether reading a session by its id is itself an entry of the log.
     pub audited_reads: bool,
+    /// Days after which what is sealed beside an entry may be dropped; `None`: never.
+    pub retention_days: Option<u32>,
     /// Requests a second each credential of the realm may make; 0 is no limit.
     pub requests_per_second: u32,
     /// Size of attributes.
@@ -204,6 +224,8 @@ pub struct Overrides {
     pub reused_token: Option<ReusedToken>,
     /// Whether reading a session by id is itself an entry.
     pub audited_reads: Option<bool>,
+    /// Days after which what is sealed beside an entry may be dropped; absent is never.
+    pub retention_days: Option<u32>,
     /// Requests a second each credential may make; 0 or absent is no limit.
     pub requests_per_second: Option<u32>,
     /// Bytes of JSON the attributes of a session may take.
@@ -269,6 +291,14 @@ impl Policy {
             "false",
             "true",
         )?;
+        let least = profile.retention_days_min();
+        only(
+            "retention_days",
+            Field::Retention,
+            overrides.retention_days.is_some_and(|days| days < least),
+            &overrides.retention_days.unwrap_or_default().to_string(),
+            &format!("{least} or more, or absent for ever"),
+        )?;
         let idle_timeout =
             seconds("idle_timeout_s", Field::IdleTimeout, overrides.idle_timeout_s, preset.idle_timeout, 1)?;
         let absolute_timeout = seconds(
@@ -309,6 +339,7 @@ impl Policy {
             beyond_cap: overrides.beyond_cap.unwrap_or(preset.beyond_cap),
             reused_token: overrides.reused_token.unwrap_or(preset.reused_token),
             audited_reads: overrides.audited_reads.unwrap_or(preset.audited_reads),
+            retention_days: overrides.retention_days,
             requests_per_second: overrides.requests_per_second.unwrap_or(preset.requests_per_second),
             limits: Limits {
                 bytes: limit("max_attribute_bytes", overrides.max_attribute_bytes, preset.limits.bytes)?,
@@ -334,6 +365,22 @@ mod tests {
         let asked = Overrides { reused_token: Some(ReusedToken::Record), ..Overrides::default() };
         assert!(Policy::tightened(Profile::Hipaa, &asked).is_err());
         assert!(Policy::tightened(Profile::Default, &asked).is_ok());
+    }
+
+    #[test]
+    fn what_is_sealed_is_kept_as_long_as_the_clause_says() {
+        for (profile, days, clause) in
+            [(Profile::Hipaa, 2_192, "164.316"), (Profile::PciDss, 366, "10.5.1"), (Profile::Sox, 2_557, "210.2-06")]
+        {
+            let of =
+                |days| Policy::tightened(profile, &Overrides { retention_days: Some(days), ..Overrides::default() });
+            assert_eq!(of(days).unwrap().retention_days, Some(days));
+            let refused = of(days - 1).unwrap_err().to_string();
+            assert!(refused.contains(clause) && refused.contains("or more"), "{refused}");
+        }
+        let asked = Overrides { retention_days: Some(29), ..Overrides::default() };
+        assert!(Policy::tightened(Profile::Default, &asked).is_err());
+        assert_eq!(Profile::Default.policy().retention_days, None);
     }
 
     #[test]

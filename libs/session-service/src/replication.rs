@@ -64,9 +64,10 @@ pub(crate) type SharedView = Arc<parking_lot::Mutex<Option<ViewIdentity>>>;
 async fn tell(cluster: Arc<Cluster>, view: SharedView, mut told: mpsc::Receiver<Told>) {
     while let Some(Told { first, end, states }) = told.recv().await {
         let view = *view.lock();
-        let records = if view.is_some() { Vec::new() } else { states.iter().filter_map(record).collect() };
+        let unsent = view.is_some() || !cluster.capabilities().records;
+        let records = if unsent { Vec::new() } else { states.iter().filter_map(record).collect() };
         // A state that could not be written would be missing: then nothing is told, and the others read the log.
-        if view.is_some() || records.len() == states.len() {
+        if unsent || records.len() == states.len() {
             cluster.publish(Commit { first, end, view, records });
         }
     }
@@ -121,6 +122,20 @@ impl Host for Peers {
                 service.progress.behind.notify_one();
             }
         }
+    }
+
+    fn grown(&self, size: TreeSize) {
+        let Some(service) = self.0.upgrade() else { return };
+        service.progress.saw(size);
+        if service.progress.lags() {
+            service.progress.behind.notify_one();
+        }
+    }
+
+    fn grown(&self, size: TreeSize) {
+        let Some(service) = self.0.upgrade() else { return };
+        service.progress.saw(size);
+        service.progress.behind.notify_one();
     }
 
     fn heard(&self, heard: Heard) {

@@ -31,10 +31,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use parking_lot::Mutex;
 use session_model::{Session, SessionId, Timestamp, TreeSize};
 use session_value::Sealer;
-use session_view::{Applied, Doubt, SessionView, ViewError, ViewStatus, Viewed};
+use session_view::{Applied, Doubt, Reflected, SessionView, ViewError, ViewStatus, Viewed};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
@@ -146,17 +145,7 @@ struct Shared {
     timeouts: AtomicU32,
     /// Whether the last look at the folder went well.
     healthy: AtomicBool,
-    progress: Mutex<Reflected>,
-}
-
-/// How much the folder reflects, by this process's own account.
-#[derive(Default)]
-struct Reflected {
-    /// As was said here.
-    said: TreeSize,
-    /// As was written down here, and when.
-    written: TreeSize,
-    at: Option<Instant>,
+    reflected: Reflected,
 }
 
 impl FolderView {
@@ -193,7 +182,7 @@ impl FolderView {
             threads: Arc::new(Semaphore::new(THREADS)),
             timeouts: AtomicU32::new(0),
             healthy: AtomicBool::new(false),
-            progress: Mutex::default(),
+            reflected: Reflected::every(REFLECTS_INTERVAL),
         });
         match timeout(operation_timeout, spawn_blocking(move || store.open())).await {
             Ok(Ok(Err(FileError::Open))) => return Err(ConfigError::Permissions),
@@ -467,28 +456,22 @@ impl SessionView for FolderView {
 
     async fn reflects(&self) -> Result<TreeSize, ViewError> {
         let stands = self.shared.run(self.shared.timeout, Store::reflects).await?;
-        let mut progress = self.shared.progress.lock();
-        if stands < progress.written {
-            // Somebody has emptied the folder: what was said of it is void.
-            *progress = Reflected { said: stands, written: stands, at: None };
-        }
-        Ok(stands.max(progress.said))
+        Ok(self.shared.reflected.found(stands))
     }
 
     async fn set_reflects(&self, size: TreeSize) -> Result<(), ViewError> {
-        {
-            let mut progress = self.shared.progress.lock();
-            progress.said = progress.said.max(size);
-            if progress.at.is_some_and(|at| at.elapsed() < REFLECTS_INTERVAL) {
-                return Ok(());
-            }
+        if self.shared.reflected.said(size) {
+            // Everything must come to the disk first, which takes what it takes.
+            self.shared.run(self.shared.timeout + REFLECTS_INTERVAL, move |store| store.set_reflects(size)).await?;
+            self.shared.reflected.written(size);
         }
-        // Everything must come to the disk first, which takes what it takes.
-        self.shared.run(self.shared.timeout + REFLECTS_INTERVAL, move |store| store.set_reflects(size)).await?;
-        let mut progress = self.shared.progress.lock();
-        progress.written = progress.written.max(size);
-        progress.at = Some(Instant::now());
         Ok(())
+    }
+
+    async fn identity(&self) -> Result<Option<[u8; 16]>, ViewError> {
+        let mut fresh = [0; 16];
+        openssl::rand::rand_bytes(&mut fresh).map_err(|failure| ViewError::Unavailable(failure.into()))?;
+        Ok(self.shared.run(self.shared.timeout, move |store| store.identity(fresh)).await?)
     }
 
     fn losses(&self) -> u64 {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::RwLock;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir};
-use rustix::fs::{fstat, mkdirat, openat, renameat, statat, syncfs, unlinkat};
+use rustix::fs::{fstat, linkat, mkdirat, openat, renameat, statat, syncfs, unlinkat};
 use rustix::io::Errno;
 use session_model::{Session, SessionId, Timestamp, TreeSize};
 use session_value::{EncodeError, Header, Sealer};
@@ -355,6 +355,23 @@ impl Store {
         let mut greatest = TreeSize(0);
         names(&root.reflects, |name| greatest = greatest.max(reflects_of(name).unwrap_or_default()))?;
         Ok(greatest)
+    }
+
+    /// Which folder this is: what the first that asked put there. A link is made or is not, on every file system.
+    pub(crate) fn identity(&self, fresh: [u8; 16]) -> Result<Option<[u8; 16]>, FileError> {
+        const NAME: &str = "identity";
+        let root = self.root()?;
+        if let Some(known) = read(&root.all, NAME)? {
+            return Ok(known.try_into().ok());
+        }
+        let made = self.write(&root.all, &fresh)?;
+        let linked = linkat(&root.all, &made, &root.all, NAME, AtFlags::empty());
+        remove(&root.all, &made)?;
+        match linked {
+            Ok(()) => Ok(Some(fresh)),
+            Err(Errno::EXIST) => Ok(read(&root.all, NAME)?.and_then(|known| known.try_into().ok())),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     /// Raises it, once all that was written is on the disk: after a power cut the folder must not claim states that it lost.

@@ -17,10 +17,19 @@ pub type Subject = Arc<dyn SessionView>;
 
 /// Makes a module `$name` with one test for each rule. `$builder` is called, for each test, as `$builder().await` and
 /// answers `(Arc<dyn SessionView>, guard)`: the guard is dropped when the test is over.
+///
+/// As `conformance_tests!(in_turn $builder)` it is a statement that checks all rules one after the other, for servers that take
+/// long to start.
 #[macro_export]
 macro_rules! conformance_tests {
+    (in_turn $builder:expr) => {
+        $crate::conformance_tests!(@list [in_turn $builder])
+    };
     ($name:ident, $builder:expr) => {
-        $crate::conformance_tests!(@rules $name, $builder,
+        $crate::conformance_tests!(@list [rules $name, $builder]);
+    };
+    (@list [$($head:tt)*]) => {
+        $crate::conformance_tests! { @$($head)*,
             absent_is_none,
             a_newer_state_replaces_an_older_whatever_the_order,
             applying_again_changes_nothing,
@@ -47,7 +56,15 @@ macro_rules! conformance_tests {
             there_is_room_and_it_says_how_it_is,
             peek_is_never_older_than_what_was_applied,
             random_applies_converge,
-        );
+            an_identity_stays,
+            what_is_exported_is_what_is_active,
+        }
+    };
+    (@in_turn $builder:expr, $($rule:ident,)*) => {
+        $(
+            let (view, _guard) = $builder().await;
+            $crate::conformance::$rule(view).await;
+        )*
     };
     (@rules $name:ident, $builder:expr, $($rule:ident,)*) => {
         mod $name {
@@ -472,4 +489,37 @@ pub async fn random_applies_converge(view: Subject) {
         })
     });
     cases.await.unwrap().unwrap();
+}
+
+/// Nodes recognise by it that they share a view.
+pub async fn an_identity_stays(view: Subject) {
+    let first = view.identity().await.unwrap();
+    view.apply(&[Arc::new(session(1, 1))]).await.unwrap();
+    assert_eq!(view.identity().await.unwrap(), first);
+}
+
+/// All that is active, each once, and positions rise; or nothing at all.
+pub async fn what_is_exported_is_what_is_active(view: Subject) {
+    let states: Vec<Arc<Session>> = (1..=500).map(|n| Arc::new(session(n, n))).collect();
+    let _applied = view.apply(&states).await.unwrap();
+    let _applied = view.apply(&[Arc::new(ended(7, 600))]).await.unwrap();
+    let (mut from, mut exported) = (0, Vec::new());
+    // A view that is shared, or does not hold everything, offers nothing.
+    while let Some(page) = view.export(from, 4_096) {
+        exported.extend(page.sessions.iter().map(|session| session.id));
+        match page.next {
+            Some(next) => {
+                assert!(next > from, "positions rise");
+                from = next;
+            }
+            None => {
+                let mut wanted: Vec<_> = (1..=500).filter(|n| *n != 7).map(id).collect();
+                exported.sort();
+                wanted.sort();
+                assert_eq!(exported, wanted);
+                return;
+            }
+        }
+    }
+    assert!(exported.is_empty(), "half of it was offered");
 }

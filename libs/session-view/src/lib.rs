@@ -10,12 +10,14 @@
 pub mod conformance;
 mod doubt;
 mod memory;
+mod reflected;
 mod size;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
 pub use doubt::Doubt;
 pub use memory::{BeyondBudget, Budget, MemoryView};
+pub use reflected::Reflected;
 pub use size::{session_bytes, tombstone_bytes};
 
 use std::sync::Arc;

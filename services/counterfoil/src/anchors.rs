@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anchors::{
     Anchor, AnchorStatus, Cosigner, CosignerConfig, CosignerView, FileAnchor, Keeper, S3Anchor, S3Config, S3Retention,
-    WitnessClient, check_head, compare,
+    StampFiles, TsaAnchor, TsaConfig, WitnessClient, check_head, compare, stamps_in,
 };
 use api_audit::CosignedCheckpoints;
 use audit_log::{LogHead, LogReader};
+use evidence::StampFile;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use sealing::VerifierKey;
@@ -42,6 +43,23 @@ impl Places {
                 |failure: Failure| ConfigError::Value { key: "anchors.s3".into(), why: crate::causes(&*failure) };
             places.push((Arc::new(s3(section).map_err(wrong)?), Duration::from_secs(section.interval_s.max(1))));
         }
+        if let Some(section) = &config.anchors.tsa {
+            let wrong = |why: String| ConfigError::Value { key: "anchors.tsa".into(), why };
+            let scheme = url::Url::parse(&section.url).map_err(|failure| wrong(failure.to_string()))?;
+            if !matches!(scheme.scheme(), "http" | "https") {
+                return Err(wrong("url: must be http or https".into()).into());
+            }
+            let anchor = TsaAnchor::new(TsaConfig {
+                url: section.url.clone(),
+                policy: section.policy.clone(),
+                ca_file: section.ca_file.clone(),
+                tls_ca_file: section.tls_ca_file.clone(),
+                folder: config.stamps_folder(),
+                timeout: Duration::from_secs(15),
+            });
+            let anchor = anchor.map_err(|failure| wrong(crate::causes(&*failure)))?;
+            places.push((Arc::new(anchor), Duration::from_secs(section.interval_s.max(1))));
+        }
         Ok(Self(places))
     }
 
@@ -72,6 +90,18 @@ impl Places {
         }
         Ok(head)
     }
+}
+
+/// The checkpoints that have time stamps, for evidence bundles.
+pub(crate) fn stamps(config: &Config) -> Vec<StampFile> {
+    let folder = config.stamps_folder();
+    let found = stamps_in(&folder).unwrap_or_else(|failure| {
+        warn!(folder = %folder.display(), failure = &failure as &dyn Error, "time stamps cannot be read");
+        Vec::new()
+    });
+    let file =
+        |found: StampFiles| StampFile { size: found.size, checkpoint: found.checkpoint, response: found.response };
+    found.into_iter().map(file).collect()
 }
 
 fn secret(file: &Path) -> Result<String, Failure> {

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::cli::{Common, runtime};
 use crate::evidence_commands::{BundleArgs, run_bundle};
 use crate::output::{Output, write};
+use crate::pruning::{PruneArgs, run_prune};
 
 /// What may be asked of the log.
 #[derive(Debug, Subcommand)]
@@ -42,6 +43,8 @@ pub(crate) enum AuditCommand {
     },
     /// Writes an evidence bundle: from a running service (--url), or straight from the log of the configuration
     Bundle(BundleArgs),
+    /// Archives and drops what is sealed and past its realm's retention_days, straight in the log of the configuration
+    Prune(PruneArgs),
 }
 
 /// Which service, as whom.
@@ -175,6 +178,7 @@ struct EntryRow {
 pub(crate) fn run_audit_command(common: &Common, command: AuditCommand) -> Result<(), Failure> {
     let output = common.output;
     match command {
+        AuditCommand::Prune(args) => runtime()?.block_on(async { run_prune(&common.load()?, args, output).await }),
         AuditCommand::Bundle(args) => runtime()?.block_on(run_bundle(common, args)),
         AuditCommand::Entries { server, filter, limit } => {
             let items = entries(&Service::new(&server)?, &filter, limit)?;

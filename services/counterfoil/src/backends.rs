@@ -8,6 +8,10 @@ use std::time::Duration;
 use audit_log::{DeliveryCursors, LogStore};
 use audit_log_postgres::{PostgresConfig, PostgresLog};
 use audit_log_sqlite::{SqliteLog, SqliteLogOptions};
+use cluster::{Incarnation, Transport};
+use cluster_multicast::{MulticastConfig, MulticastTransport};
+use cluster_postgres::{PostgresTransport, PostgresTransportConfig};
+use cluster_redis::{RedisTransport, RedisTransportConfig};
 use nonce_store::{MemoryNonces, NonceStore};
 use sealing::{Keyring, sha256};
 use session_model::Timestamp;
@@ -15,7 +19,7 @@ use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
 use session_view_folder::{FolderView, FolderViewConfig};
 use session_view_redis::{RedisView, RedisViewConfig};
 
-use crate::config::{Beyond, Config, ConfigError, blot};
+use crate::config::{Beyond, Config, ConfigError, MulticastSection, TransportKind, blot};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -133,7 +137,8 @@ pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) 
         });
         return Ok(OpenedView { view: Arc::new(view.await?), shared: true, nonces: None });
     }
-    if url.starts_with("redis://") || url.starts_with("rediss://") || url.starts_with("unix://") {
+    let is_redis = ["redis://", "rediss://", "unix://", "redis+", "rediss+"].iter().any(|kind| url.starts_with(kind));
+    if is_redis {
         let view = RedisView::connect(RedisViewConfig {
             operation_timeout: Duration::from_millis(config.view.operation_timeout_ms),
             near_cache_bytes: config.view.near_cache_bytes,
@@ -144,7 +149,11 @@ pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) 
         let nonces: Arc<dyn NonceStore> = Arc::new(view.nonces());
         return Ok(OpenedView { view: Arc::new(view), shared: true, nonces: Some(nonces) });
     }
-    Err(bad("view.url", &url, "memory:, redis://…, rediss://…, folder:/PATH"))
+    Err(bad(
+        "view.url",
+        &url,
+        "memory:, redis://…, redis+sentinel://…, redis+cluster://… (rediss… for TLS), folder:/PATH",
+    ))
 }
 
 /// Nonces that a process which is alone remembers: a thousand a second for the six minutes that a message may be replayed.
@@ -169,4 +178,49 @@ pub(crate) fn nonces_of(
         // Nobody has a secret to make a nonce with.
         (None, LogNonces::NotYet | LogNonces::Alone) => Ok(Arc::new(MemoryNonces::new(now, NONCES))),
     }
+}
+
+/// Opens the transport that the configuration names; `None` for none. `namespace` tells deployments apart that share a medium.
+///
+/// # Errors
+/// If the configuration is none that it can work with.
+pub(crate) fn open_transport(
+    config: &Config,
+    namespace: &str,
+    life: Incarnation,
+) -> Result<Option<Arc<dyn Transport>>, Failure> {
+    let section = &config.cluster;
+    Ok(match section.transport {
+        TransportKind::None => None,
+        TransportKind::Redis => {
+            let url = config.cluster_redis_url()?;
+            if !["redis://", "rediss://", "unix://"].iter().any(|scheme| url.starts_with(scheme)) {
+                return Err(bad("cluster.redis.url", &url, "redis://…, rediss://…, unix://…"));
+            }
+            let settings = RedisTransportConfig { url, namespace: namespace.to_owned() };
+            Some(Arc::new(RedisTransport::open(settings, life)?))
+        }
+        TransportKind::Multicast => {
+            let MulticastSection { group, interface, ttl, mtu, receive_buffer_bytes, rate_bytes } = &section.multicast;
+            let group = group.parse().map_err(|_| bad("cluster.multicast.group", group, "an address and a port"))?;
+            let settings = MulticastConfig {
+                interface: interface.as_deref().and_then(|interface| interface.parse().ok()),
+                ttl: *ttl,
+                mtu: *mtu,
+                receive_buffer: *receive_buffer_bytes,
+                rate: *rate_bytes,
+                ..MulticastConfig::new(group)
+            };
+            Some(Arc::new(MulticastTransport::open(settings, life)?))
+        }
+        TransportKind::Postgres => {
+            let url = config.log_url()?;
+            if !url.starts_with("postgres") {
+                return Err(bad("cluster.transport", "postgres", "those that a log in SQLite allows"));
+            }
+            let application_name = format!("counterfoil {} cluster", config.node);
+            let settings = PostgresTransportConfig { url, namespace: namespace.to_owned(), application_name };
+            Some(Arc::new(PostgresTransport::open(settings, life)?))
+        }
+    })
 }

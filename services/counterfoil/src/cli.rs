@@ -14,8 +14,10 @@ use counterfoil_verify::{ReportFormat, VerifyArgs};
 use serde::Serialize;
 
 use crate::audit_commands::{AuditCommand, run_audit_command};
+use crate::cluster::{ClusterCommand, run_cluster_command};
 use crate::config::Config;
 use crate::key_commands::{KeyCommand, run_key_command};
+use crate::key_encryption::{KeyEncryptionCommand, run_key_encryption_command};
 use crate::log_keys::{LogKeyCommand, run_log_key_command};
 use crate::output::{Output, write};
 use crate::soap::{SoapCommand, SoapVersion, description, run_soap_command};
@@ -57,9 +59,15 @@ enum Command {
     /// Changes the key that signs the log's checkpoints
     #[command(subcommand)]
     LogKey(LogKeyCommand),
+    /// Changes the key that data keys are wrapped with
+    #[command(subcommand)]
+    KeyEncryption(KeyEncryptionCommand),
     /// What auditors ask of a log and take away
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// The cluster, from outside
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Runs a witness of other people's logs: cosigns checkpoints that extend what it has seen
     Witness(WitnessArgs),
     /// The realms of the configuration
@@ -136,7 +144,13 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::LogKey(command) => {
             runtime()?.block_on(run_log_key_command(&common.load()?, command, common.output))?;
         }
+        Command::KeyEncryption(command) => {
+            runtime()?.block_on(run_key_encryption_command(&common.load()?, command, common.output))?;
+        }
         Command::Audit(command) => run_audit_command(&common, command)?,
+        Command::Cluster(command) => {
+            return runtime()?.block_on(run_cluster_command(&common.load()?, command, common.output));
+        }
         Command::Witness(args) => runtime()?.block_on(run_witness(args))?,
         Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
         Command::Config(ConfigCommand::Check) => {
@@ -201,6 +215,7 @@ struct RealmRow {
     beyond_cap: session_model::BeyondCap,
     reused_token: session_model::ReusedToken,
     audited_reads: bool,
+    retention_days: Option<u32>,
 }
 
 fn realms(config: &Config) -> Result<Vec<RealmRow>, Failure> {
@@ -215,6 +230,7 @@ fn realms(config: &Config) -> Result<Vec<RealmRow>, Failure> {
             beyond_cap: policy.beyond_cap,
             reused_token: policy.reused_token,
             audited_reads: policy.audited_reads,
+            retention_days: policy.retention_days,
         }
     };
     Ok(policies.into_iter().map(row).collect())

@@ -37,13 +37,15 @@ pub(crate) struct Config {
     /// The session view.
     pub view: View,
     /// How nodes share state.
-    pub cluster: Cluster,
+    pub cluster: ClusterSection,
     /// The newest checkpoint, kept outside the database.
     pub anchor: Anchor,
     /// Checking the whole log while the service runs.
     pub verify: Verify,
     /// Further places outside the database for checkpoints, and witnesses.
     pub anchors: Anchors,
+    /// Dropping what is sealed and past its realm's time.
+    pub retention: Retention,
     /// Where entries are pushed to, by name. Default: nowhere.
     pub sinks: BTreeMap<String, Sink>,
     /// Realms by name. Default: one, `default`, of profile `default`.
@@ -128,7 +130,8 @@ pub(crate) struct Keys {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct View {
-    /// `memory:`, `redis://…` (`rediss://…` for TLS), or `folder:/PATH` on a file system that the nodes share. Default `memory:`.
+    /// `memory:`; `redis://…`, `redis+sentinel://host:port,…/service` or `redis+cluster://host:port,…` (`rediss…` for TLS); or
+    /// `folder:/PATH` on a file system that the nodes share. Default `memory:`.
     pub url: String,
     /// File that holds the URL, for one with a password.
     pub url_file: Option<PathBuf>,
@@ -154,20 +157,68 @@ pub(crate) enum Beyond {
     Evict,
 }
 
-/// How nodes share state.
+/// How nodes share state. Every node of one log needs the same key files; what is lost on the way is read from the log.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Cluster {
-    /// Only `none` in this version: nodes meet in the log, and in Redis.
-    pub transport: Transport,
+pub(crate) struct ClusterSection {
+    /// `none`, `redis`, `multicast` or `postgres`. Default `none`: nodes meet in the log, and in a shared view.
+    pub transport: TransportKind,
+    /// How many nodes there should be, so that a node can say when it sees fewer. Default 0: not known.
+    pub nodes: usize,
+    /// File of the cluster's keys, 64 hex digits a line: the first seals, each opens. Read again every 5 seconds. Default: a key derived
+    /// from the key-encryption key.
+    pub keys_file: Option<PathBuf>,
+    /// Milliseconds between two signs of life. Default 250.
+    pub beat_ms: u64,
+    /// Milliseconds of silence after which a node is not counted on. Default 2,000.
+    pub lease_ms: u64,
+    /// Refuse to start on a transport whose link is not encrypted beneath the sealed frames. Default false.
+    pub require_encrypted_link: bool,
+    /// Refuse to start on a transport whose peers do not prove who they are by certificates. Default false.
+    pub require_peer_certificates: bool,
+    /// `multicast`: datagrams to a group.
+    pub multicast: MulticastSection,
+    /// `redis`: channels of a Redis.
+    pub redis: RedisSection,
 }
 
 /// A cluster transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the word itself")]
-pub(crate) enum Transport {
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum TransportKind {
     None,
+    Redis,
+    Multicast,
+    Postgres,
+}
+
+/// Datagrams to a group.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MulticastSection {
+    /// Group and port. Default `239.255.77.46:7446`.
+    pub group: String,
+    /// Address or name of the interface to use. Default: where the system's routes lead.
+    pub interface: Option<String>,
+    /// Routers that a datagram may pass, and one. Default 1: none.
+    pub ttl: u32,
+    /// Bytes that a packet may have on the whole way. Default 1,500.
+    pub mtu: usize,
+    /// Bytes of the receive buffer that is asked for. Default 4,194,304; the system may allow less.
+    pub receive_buffer_bytes: usize,
+    /// Bytes a second that are sent at most, once a burst is out. Default 160,000,000.
+    pub rate_bytes: u64,
+}
+
+/// Channels of a Redis.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RedisSection {
+    /// Its URL. Default: that of the view.
+    pub url: Option<String>,
+    /// File that holds the URL, for one with a password.
+    pub url_file: Option<PathBuf>,
 }
 
 /// The newest checkpoint, kept outside the database.
@@ -200,12 +251,26 @@ pub(crate) enum WhenWrong {
     Unready,
 }
 
+/// Dropping what is sealed and past its realm's `retention_days`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retention {
+    /// Whether nodes do it in the background; `counterfoil audit prune` does it at any time. Default false.
+    pub enabled: bool,
+    /// Folder of the evidence bundles that archive what is dropped, one for each run. Needed for pruning. Default: none.
+    pub archive_dir: Option<PathBuf>,
+    /// Seconds between runs. Default 86,400.
+    pub interval_s: u64,
+}
+
 /// Further places outside the database for checkpoints, and witnesses.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Anchors {
     /// An object store. Default: none.
     pub s3: Option<S3Section>,
+    /// A time-stamping authority (RFC 3161). Default: none.
+    pub tsa: Option<TsaSection>,
     /// Witnesses that others run (`counterfoil witness`, or any C2SP tlog-witness), by a name for people. Default: none.
     pub witnesses: BTreeMap<String, Witness>,
     /// How many witnesses must cosign a checkpoint before it is shown as cosigned. From 1 to their number. Default 0, for none.
@@ -271,6 +336,32 @@ pub(crate) enum S3Mode {
     Compliance,
     Governance,
     Bucket,
+}
+
+/// A time-stamping authority (RFC 3161).
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TsaSection {
+    /// Where requests are posted to. `http` will do: what comes back is signed, and what goes there is a hash.
+    pub url: String,
+    /// Policy to ask for, an object identifier such as `1.2.3.4.1`. Default: the authority's own.
+    #[serde(default)]
+    pub policy: Option<String>,
+    /// PEM file of the certificates that the authority's must lead up to. Auditors verify with the same (`--tsa-ca`).
+    pub ca_file: PathBuf,
+    /// PEM file of the certificate authorities to trust for `https`. Default: the system's.
+    #[serde(default)]
+    pub tls_ca_file: Option<PathBuf>,
+    /// Seconds between time stamps, when there is something new; after a failure it is tried again within a minute. Default 3,600.
+    #[serde(default = "tsa_interval")]
+    pub interval_s: u64,
+    /// Folder of the time stamps. Default: `time-stamps` beside `anchor.file`.
+    #[serde(default)]
+    pub folder: Option<PathBuf>,
+}
+
+fn tsa_interval() -> u64 {
+    3_600
 }
 
 /// A witness.
@@ -463,6 +554,7 @@ impl JsonSchema for Realm {
                 "beyond_cap": {"enum": ["deny", "evict_oldest", "evict_least_recent"], "description": "What happens beyond that"},
                 "reused_token": {"enum": ["record", "end"], "description": "What the late use of a rotated token leads to"},
                 "audited_reads": {"type": "boolean", "description": "Whether reading a session by id is itself an entry"},
+                "retention_days": count("Days after which what is sealed beside an entry may be dropped; absent is never"),
                 "requests_per_second": count("Requests a second each credential may make; 0 is no limit"),
                 "max_attribute_bytes": count("Bytes of JSON the attributes of a session may take"),
                 "max_attributes": count("Top-level attributes a session may have"),
@@ -508,10 +600,28 @@ impl Default for Config {
                 near_cache_bytes: 64 << 20,
                 operation_timeout_ms: 250,
             },
-            cluster: Cluster { transport: Transport::None },
+            cluster: ClusterSection {
+                transport: TransportKind::None,
+                nodes: 0,
+                keys_file: None,
+                beat_ms: 250,
+                lease_ms: 2_000,
+                require_encrypted_link: false,
+                require_peer_certificates: false,
+                multicast: MulticastSection {
+                    group: "239.255.77.46:7446".into(),
+                    interface: None,
+                    ttl: 1,
+                    mtu: 1_500,
+                    receive_buffer_bytes: 4 << 20,
+                    rate_bytes: 160_000_000,
+                },
+                redis: RedisSection::default(),
+            },
             anchor: Anchor { file: None, interval_s: 1 },
             verify: Verify { within_s: 86_400, when_wrong: WhenWrong::Report },
-            anchors: Anchors { s3: None, witnesses: BTreeMap::new(), quorum: 0, witness_interval_s: 10 },
+            anchors: Anchors { s3: None, tsa: None, witnesses: BTreeMap::new(), quorum: 0, witness_interval_s: 10 },
+            retention: Retention { enabled: false, archive_dir: None, interval_s: 86_400 },
             sinks: BTreeMap::new(),
             realms: [("default".to_owned(), Realm { profile: Profile::Default, overrides: Overrides::default() })]
                 .into(),
@@ -604,8 +714,7 @@ impl Config {
                 return Err(ConfigError::Value { key: key.into(), why: "must not be 0".into() });
             }
         }
-        let certificates = self.server.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
-        self.soap.check(&self.realms, certificates).map_err(|(key, why)| ConfigError::Value { key, why })
+        self.soap.check(&self.realms).map_err(|(key, why)| ConfigError::Value { key, why })
     }
 
     /// The realms and what each demands.
@@ -660,6 +769,17 @@ impl Config {
         Ok(url.unwrap_or_else(|| self.view.url.clone()))
     }
 
+    /// URL of the Redis that nodes talk through.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub(crate) fn cluster_redis_url(&self) -> Result<String, ConfigError> {
+        match secret("cluster.redis.url_file", &self.cluster.redis.url, &self.cluster.redis.url_file)? {
+            Some(url) => Ok(url),
+            None => self.view_url(),
+        }
+    }
+
     /// Folder of the key files.
     pub(crate) fn keys_dir(&self) -> PathBuf {
         self.keys.dir.clone().unwrap_or_else(|| self.data_dir.join("keys"))
@@ -668,6 +788,12 @@ impl Config {
     /// File of the outside checkpoint.
     pub(crate) fn anchor_file(&self) -> PathBuf {
         self.anchor.file.clone().unwrap_or_else(|| self.data_dir.join("checkpoint"))
+    }
+
+    /// Folder of the time stamps, whether there is an authority now or not.
+    pub(crate) fn stamps_folder(&self) -> PathBuf {
+        let given = self.anchors.tsa.as_ref().and_then(|tsa| tsa.folder.clone());
+        given.unwrap_or_else(|| self.anchor_file().with_file_name("time-stamps"))
     }
 
     /// How long a commit may take.
@@ -682,6 +808,7 @@ impl Config {
         shown.log.url = shown.log.url.as_deref().map(blot);
         shown.log.owner_url = shown.log.owner_url.as_deref().map(blot);
         shown.view.url = blot(&shown.view.url);
+        shown.cluster.redis.url = shown.cluster.redis.url.as_deref().map(blot);
         shown
     }
 }
@@ -714,10 +841,31 @@ pub(crate) fn blot(text: &str) -> String {
         Ok(mut url) if url.password().is_some() => {
             // Fails only for URLs that cannot have a password.
             let _had_one = url.set_password(Some("***"));
-            url.to_string()
+            blot_query(url.as_str())
         }
-        Ok(_) | Err(_) => text.to_owned(),
+        Ok(_) => blot_query(text),
+        // One with several hosts is none to the parser.
+        Err(_) => match text.split_once("://") {
+            Some((scheme, rest)) => match rest.rsplit_once('@') {
+                Some((login, rest)) => {
+                    let user = login.split_once(':').map_or("***", |(user, _)| user);
+                    blot_query(&format!("{scheme}://{user}:***@{rest}"))
+                }
+                None => blot_query(text),
+            },
+            None => text.to_owned(),
+        },
     }
+}
+
+/// The same of options that are passwords.
+fn blot_query(url: &str) -> String {
+    let Some((place, query)) = url.split_once('?') else { return url.to_owned() };
+    let shown = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if name.contains("password") => format!("{name}=***"),
+        _ => pair.to_owned(),
+    });
+    format!("{place}?{}", shown.collect::<Vec<_>>().join("&"))
 }
 
 impl fmt::Display for Config {
@@ -730,6 +878,28 @@ impl fmt::Display for Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passwords_are_blotted_out_whatever_the_form_of_the_url() {
+        for (url, shown) in [
+            ("memory:", "memory:"),
+            ("folder:/mnt/x", "folder:/mnt/x"),
+            ("redis://me:hunter2@one:1/3", "redis://me:***@one:1/3"),
+            ("redis+cluster://me:hunter2@one:1,two:2", "redis+cluster://me:***@one:1,two:2"),
+            ("redis+cluster://one:1,two:2", "redis+cluster://one:1,two:2"),
+            (
+                "redis+sentinel://:hun@ter2@one:1,two:2/mine?sentinel_user=x&sentinel_password=hunter2",
+                "redis+sentinel://:***@one:1,two:2/mine?sentinel_user=x&sentinel_password=***",
+            ),
+            (
+                "redis+sentinel://one:1/mine?sentinel_password=hunter2",
+                "redis+sentinel://one:1/mine?sentinel_password=***",
+            ),
+            ("postgres://me@db/x?password=hunter2", "postgres://me@db/x?password=***"),
+        ] {
+            assert_eq!(blot(url), shown);
+        }
+    }
 
     fn load(toml: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let folder = tempfile::tempdir().unwrap();
@@ -772,7 +942,9 @@ mod tests {
 
     #[test]
     fn a_password_is_never_shown() {
-        let config = load("[log]\nurl = 'postgres://u:hunter2@db/x'", &[]).unwrap();
+        let config =
+            load("[log]\nurl = 'postgres://u:hunter2@db/x'\n[cluster.redis]\nurl = 'redis://u:hunter2@r'", &[])
+                .unwrap();
         assert!(!config.to_string().contains("hunter2"), "{config}");
     }
 

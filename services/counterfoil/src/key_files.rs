@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use sealing::{Ids, Keyring, LogKey, SealError, VerifierKey, sha256};
 use serde::{Deserialize, Serialize};
 use session_model::{Timestamp, TreeSize};
+use zeroize::Zeroizing;
 
 const KEK: &str = "kek";
 const LOG_KEY: &str = "log.pem";
@@ -89,6 +90,16 @@ pub(crate) enum KeyFileError {
     Seal(#[from] SealError),
 }
 
+/// The keyring and the log's origin, of keys that are there.
+///
+/// # Errors
+/// [`KeyFileError`].
+pub(crate) fn keyring_and_origin(dir: &Path) -> Result<(Keyring, String), KeyFileError> {
+    // As of a log that is not empty: nothing is made that is missing.
+    let keys = KeyFiles::open(dir, TreeSize(1))?;
+    Ok((keys.keyring, keys.origin))
+}
+
 impl KeyFiles {
     /// Reads the key files; makes those that are missing if the log is still empty.
     ///
@@ -107,8 +118,11 @@ impl KeyFiles {
                 }
             }
         }
-        let kek = read_or_make(&dir.join(KEK), 0o600, || Ok(Ids.secret()?.to_vec()))?;
-        let kek: [u8; 32] = kek.try_into().map_err(|_| KeyFileError::Malformed { path: dir.join(KEK) })?;
+        let kek = Zeroizing::new(read_or_make(&dir.join(KEK), 0o600, || Ok(Ids.secret()?.to_vec()))?);
+        let keyring = Keyring::from_file(&kek).map_err(|failure| match failure {
+            SealError::Malformed(_) => KeyFileError::Malformed { path: dir.join(KEK) },
+            other => other.into(),
+        })?;
         let origin = read_or_make(&dir.join(ORIGIN), 0o644, || {
             let name = sha256(&Ids.secret()?).to_string();
             Ok(format!("counterfoil.invalid/{:.16}\n", name).into_bytes())
@@ -138,7 +152,7 @@ impl KeyFiles {
             None
         };
         let known = known(&dir.join(KNOWN), log_keys.iter().chain(&p256))?;
-        Ok(Self { keyring: Keyring::new(&kek)?, log_keys, p256, known, origin })
+        Ok(Self { keyring, log_keys, p256, known, origin })
     }
 
     /// What verifies the log's checkpoints, past ones included.
@@ -147,6 +161,15 @@ impl KeyFiles {
     /// [`KeyFileError::Seal`] if the list of past keys is spoilt.
     pub(crate) fn verifiers(&self) -> Result<Vec<VerifierKey>, KeyFileError> {
         self.known.iter().map(|known| Ok(VerifierKey::parse(&known.vkey)?)).collect()
+    }
+
+    /// Puts a keyring in the place of the one that is kept.
+    ///
+    /// # Errors
+    /// [`KeyFileError`]; the file is then what it was.
+    pub(crate) fn keep_keyring(dir: &Path, keyring: &Keyring) -> Result<(), KeyFileError> {
+        let path = dir.join(KEK);
+        replace(&path, 0o600, &keyring.to_file()?).map_err(|source| KeyFileError::Io { path, source })
     }
 
     /// Keeps a new key that signs beside the current one from the next start on: the next, or an ECDSA key.

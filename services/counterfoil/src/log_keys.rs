@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clap::Subcommand;
 use sealing::LogKey;
 use serde::Serialize;
-use session_model::{Action, Outcome, Timestamp};
+use session_model::{Action, Detail, Outcome, Timestamp};
 use session_service::Record;
 use session_view::{Budget, MemoryView};
 
@@ -106,15 +106,22 @@ pub(crate) async fn run_log_key_command(
 
 /// Records the change, before it is made: the entry names the key. Answers its time.
 async fn record(core: Core, config: &Config, action: Action, vkey: &str) -> Result<Timestamp, Failure> {
+    record_change(core, config, action, [("log_key".to_owned(), vkey.to_owned())].into()).await
+}
+
+/// Records a change that the command line is about to make. Answers its time.
+///
+/// # Errors
+/// If it cannot be recorded: it must not be made then.
+pub(crate) async fn record_change(
+    core: Core,
+    config: &Config,
+    action: Action,
+    detail: Detail,
+) -> Result<Timestamp, Failure> {
     let realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let service = service_of(core, config, Arc::new(MemoryView::new(Budget::default())), false);
-    let record = Record {
-        action,
-        outcome: Outcome::Success,
-        detail: [("log_key".to_owned(), vkey.to_owned())].into(),
-        facts: Default::default(),
-        credential: None,
-    };
+    let record = Record { action, outcome: Outcome::Success, detail, facts: Default::default(), credential: None };
     let recorded = service.record(&at_the_command_line(&realm), record).await;
     let now = service.now();
     service.close().await;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ::cluster::Cluster;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use session_service::{Follower, RebuildState, SessionService};
@@ -12,6 +13,7 @@ use telemetry::Metrics;
 use tracing::error;
 
 use crate::anchors::{AnchorsReadiness, AnchorsView};
+use crate::cluster::ClusterStatus;
 use crate::verification::Verification;
 
 /// What the management port looks at.
@@ -33,6 +35,19 @@ pub(crate) struct Health {
     pub unready_when_wrong: bool,
     /// Checkpoints outside the database.
     pub anchors: AnchorsView,
+    /// The cluster, if this node is in one.
+    pub cluster: Option<Clustered>,
+}
+
+/// The cluster that a node is in, and what the node is called there.
+#[derive(Clone)]
+pub(crate) struct Clustered {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// Name of this node.
+    pub node: String,
+    /// How many nodes there should be; 0 if that is not known.
+    pub expected: usize,
 }
 
 /// How long the log may have been out of reach before the node is not ready.
@@ -47,6 +62,9 @@ struct Readiness {
     /// Whether the last check of the whole log found it wrong.
     found_wrong: bool,
     anchors: AnchorsReadiness,
+    /// Being alone does not make a node unready: the log decides what is right, not the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterStatus>,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,7 +121,13 @@ impl Health {
             },
             found_wrong,
             anchors,
+            cluster: None,
         }
+    }
+
+    fn cluster_status(&self) -> Option<ClusterStatus> {
+        let Clustered { cluster, node, expected } = self.cluster.as_ref()?;
+        Some(ClusterStatus::of(cluster, node, *expected, self.service.progress().1))
     }
 
     /// Shows what the service is like as gauges.
@@ -125,6 +149,7 @@ impl Health {
                         verification: Arc::clone(&verification),
                         unready_when_wrong,
                         anchors: anchors.clone(),
+                        cluster: None,
                         metrics,
                     };
                     read(&health.readiness())
@@ -148,6 +173,7 @@ pub(crate) fn configure(config: &mut web::ServiceConfig) {
         // The port opens after everything has started.
         .route("/startupz", web::get().to(|| async { "ok\n" }))
         .route("/readyz", web::get().to(readyz))
+        .route("/cluster", web::get().to(cluster))
         .route("/metrics", web::get().to(metrics));
 }
 
@@ -155,9 +181,16 @@ async fn readyz(health: web::Data<Health>, request: HttpRequest) -> HttpResponse
     let readiness = health.readiness();
     let mut response = if readiness.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
     if request.query_string().split('&').any(|word| word == "verbose" || word.starts_with("verbose=")) {
-        return response.json(readiness);
+        return response.json(Readiness { cluster: health.cluster_status(), ..readiness });
     }
     response.body(if readiness.ready { "ok\n" } else { "not ready\n" })
+}
+
+async fn cluster(health: web::Data<Health>) -> HttpResponse {
+    match health.cluster_status() {
+        Some(status) => HttpResponse::Ok().json(status),
+        None => HttpResponse::NotFound().body("this node is in no cluster\n"),
+    }
 }
 
 async fn metrics(health: web::Data<Health>) -> HttpResponse {

@@ -33,11 +33,13 @@ use tracing::{error, info, warn};
 use crate::anchors::{AnchorsView, Places, Running};
 use crate::auditing::{Keeper, Recorder, RefusalLedger, gather, project, show as show_search};
 use crate::backends::{LogNonces, OpenedView, nonces_of, open_log, open_view};
+use crate::cluster;
 use crate::config::{Config, LogFormat, WhenWrong};
 use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
 use crate::key_files::{KeyFiles, KnownKey};
-use crate::management::{self, Health};
+use crate::management::{self, Clustered, Health};
+use crate::pruning::{self, PruneStatus, Pruner, prune_now_and_then};
 use crate::sinks::Sinks;
 use crate::soap::KnownConsumers;
 use crate::tls::{acceptor, note_certificate};
@@ -97,6 +99,10 @@ pub(crate) async fn open_core(config: &Config) -> Result<Core, Failure> {
     let opened = open_log(config).await?;
     let size = opened.store.head().await?.size();
     let keys = KeyFiles::open(&config.keys_dir(), size)?;
+    // Said now, rather than by every request: these key files are from before the wrapping key was replaced, or the database is.
+    for row in opened.store.data_keys_after(None, 100).await? {
+        keys.keyring.wrapped_by(&row.wrapped).map_err(|failure| format!("data key {}: {failure}", row.id))?;
+    }
     let places = Places::new(config)?;
     let reader: Arc<dyn LogReader> = Arc::clone(&opened.store) as _;
     let head = places.check(&*reader, &keys.verifiers()?).await?;
@@ -167,6 +173,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     };
     let no_color = std::env::var_os("NO_COLOR").is_some();
     telemetry::init_logs(&config.logging.level, format, no_color)?;
+    pruning::check(&config)?;
     let mut core = open_core(&config).await?;
     let OpenedView { view, shared: view_shared, nonces } =
         open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
@@ -188,6 +195,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
     let keyring = core.keys.keyring.clone();
+    let cluster_keyring = keyring.clone();
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
     let ledger = Arc::new(RefusalLedger::new(Arc::clone(&service), first_realm.clone()));
 
@@ -198,6 +206,12 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let started = event(Action::ServiceStarted, [("program", env!("CARGO_PKG_VERSION").to_owned())]);
     service.record(&service.node_caller(&first_realm), started).await?;
 
+    // Before the view is rebuilt: a peer may have it.
+    let joined = cluster::join(&config, &cluster_keyring, &origin, service.host())?;
+    if let Some(joined) = &joined {
+        service.join(Arc::clone(joined.cluster()));
+        cluster::show(joined.cluster(), &metrics);
+    }
     let follower = Arc::new(Follower::start(Arc::clone(&service)));
     let reaper = Reaper::start(Arc::clone(&service));
     let stopping = Arc::new(AtomicBool::new(false));
@@ -205,6 +219,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let gathering = tokio::spawn(gather(Arc::clone(&ledger)));
     let refresher = tokio::spawn(refresh(Arc::clone(&holders), Arc::clone(&log)));
 
+    let lease = Arc::clone(&cursors);
     let sinks = Sinks::start(&config, &log, cursors).await?;
     sinks.show(&metrics);
     let anchored = anchors.view();
@@ -225,6 +240,17 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         tokio::spawn(Arc::clone(&verification).run(checked))
     });
 
+    let prune_status = Arc::new(PruneStatus::default());
+    let pruning = if config.retention.enabled {
+        prune_status.show(&metrics);
+        let vkeys = known.iter().map(|known| known.vkey.clone()).collect();
+        let pruner =
+            Pruner::new(&config, &log, &service, Vault { log: Arc::clone(&log), keyring: keyring.clone() }, vkeys)?;
+        Some(tokio::spawn(prune_now_and_then(pruner, lease, prune_status)))
+    } else {
+        None
+    };
+
     let health = Health {
         service: Arc::clone(&service),
         view: Arc::clone(&view),
@@ -234,6 +260,11 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         verification: Arc::clone(&verification),
         unready_when_wrong: config.verify.when_wrong == WhenWrong::Unready,
         anchors: anchored.clone(),
+        cluster: joined.as_ref().map(|joined| Clustered {
+            cluster: Arc::clone(joined.cluster()),
+            node: config.node.clone(),
+            expected: config.cluster.nodes,
+        }),
     };
     health.show();
     let auditing = Auditing { archive, ledger: Arc::clone(&ledger), anchored };
@@ -241,6 +272,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let evidence = EvidenceApi {
         audit: api.audit.clone(),
         keys: Arc::new(vault),
+        stamps: {
+            let config = config.clone();
+            Arc::new(move || crate::anchors::stamps(&config))
+        },
         now,
         room: Arc::new(Semaphore::new(BUNDLES)),
         last_check: verification,
@@ -263,6 +298,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     sleep(Duration::from_secs(config.server.drain_delay_s)).await;
     handle.stop(true).await;
     ended("the server", main.await);
+    if let Some(pruning) = pruning {
+        // Cut short, it is begun anew.
+        pruning.abort();
+    }
     reaper.close().await;
     follower.close().await;
     gathering.abort();
@@ -274,6 +313,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     // What waits for a log that does not answer was never acknowledged: it need not hold up the end.
     if timeout(Duration::from_secs(config.server.drain_s), service.close()).await.is_err() {
         error!("the log did not take what was waiting in time");
+    }
+    if let Some(joined) = joined {
+        joined.leave().await;
     }
     // The last entries are in the log: what the other side takes in time need not wait for the next start.
     sinks.close(Duration::from_secs(config.server.drain_s)).await;
@@ -482,6 +524,7 @@ impl Interfaces {
             observer: Arc::clone(&self.rest.observer),
             origin: Arc::clone(&self.rest.origin),
             consumers: Arc::new(consumers.by_name),
+            certificates: Arc::new(consumers.certificates),
             password_text: config.soap.password_text.into(),
             nonces,
             public_url: config.soap.public_url.clone().unwrap_or_else(|| format!("{url}/soap/v1")).into(),

@@ -1,6 +1,6 @@
 //! The SOAP endpoint: its configuration, its consumers and their secrets, where its nonces are remembered.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use access::Keyholder;
-use api_soap::{Consumer, Consumers, PasswordText, SchemaLocation, wsdl};
+use api_soap::{Certificates, Consumer, Consumers, PasswordText, SchemaLocation, wsdl};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Subcommand, ValueEnum};
 use schemars::JsonSchema;
-use sealing::{Keyring, sha256};
+use sealing::{Keyring, SignerCertificate, sha256};
 use serde::{Deserialize, Serialize};
 use session_model::{Digest, Policy, RealmName, Role, TreeSize};
 use tracing::warn;
@@ -63,10 +63,14 @@ pub(crate) struct ConsumerConfig {
     /// File that holds the secret: as it is, or sealed by `counterfoil soap seal`. At least 16 random bytes, because a digest can
     /// be guessed at offline by whoever sees it. Default: none, it has certificates only.
     pub secret_file: Option<PathBuf>,
-    /// SHA-256, in hexadecimal, of the client certificates that are its own (DER); needs `server.tls.client_ca_file`. They open REST,
-    /// too. Default: none.
+    /// SHA-256, in hexadecimal, of the certificates that are its own (DER): it signs SOAP messages with their keys, and where
+    /// `server.tls.client_ca_file` asks for client certificates they open SOAP and REST. Default: none.
     #[serde(default)]
     pub certificates_sha256: Vec<String>,
+    /// The same certificates, or others of its own, as PEM files of one each: then it may also name them in a signature (by issuer and
+    /// serial number, or key identifier) instead of sending them. Default: none.
+    #[serde(default)]
+    pub certificate_files: Vec<PathBuf>,
     /// Realm it belongs to. Default `default`.
     #[serde(default = "default_realm")]
     pub realm: String,
@@ -109,11 +113,7 @@ impl Default for Soap {
 
 impl Soap {
     /// Whether it can be: the bad key and why, if not.
-    pub(crate) fn check(
-        &self,
-        realms: &BTreeMap<String, Realm>,
-        client_certificates: bool,
-    ) -> Result<(), (String, String)> {
+    pub(crate) fn check(&self, realms: &BTreeMap<String, Realm>) -> Result<(), (String, String)> {
         let is_http = |url: &Url| matches!(url.scheme(), "http" | "https") && url.host().is_some();
         if let Some(url) = &self.public_url
             && !Url::parse(url).is_ok_and(|url| is_http(&url) && url.query().is_none() && url.fragment().is_none())
@@ -131,14 +131,12 @@ impl Soap {
             if !realms.contains_key(&consumer.realm) {
                 return bad(&format!("there is no realm {}", consumer.realm));
             }
-            if consumer.secret_file.is_none() && consumer.certificates_sha256.is_empty() {
-                return bad("has neither secret_file nor certificates_sha256: it could never get in");
+            let certified = !consumer.certificates_sha256.is_empty() || !consumer.certificate_files.is_empty();
+            if consumer.secret_file.is_none() && !certified {
+                return bad("has no secret_file, certificates_sha256 or certificate_files: it could never get in");
             }
             if consumer.certificates_sha256.iter().any(|fingerprint| fingerprint.parse::<Digest>().is_err()) {
                 return bad("certificates_sha256 must be 64 lower-case hexadecimal digits each");
-            }
-            if !consumer.certificates_sha256.is_empty() && !client_certificates {
-                return bad("certificates_sha256 needs server.tls.client_ca_file");
             }
             if consumer.roles.is_empty() {
                 return bad("roles must not be empty");
@@ -153,21 +151,23 @@ impl Soap {
 pub(crate) struct KnownConsumers {
     /// By name and secret.
     pub by_name: Consumers,
-    /// By client certificate.
+    /// By certificate.
     pub by_certificate: HashMap<Digest, Arc<Keyholder>>,
+    /// Certificates that are known by more than their digest.
+    pub certificates: Certificates,
 }
 
 /// Reads the consumers and their secrets.
 ///
 /// # Errors
-/// If a secret cannot be read or opened, or two consumers have one certificate.
+/// If a secret or certificate cannot be read or opened, or two consumers have one certificate.
 pub(crate) fn consumers(
     config: &Config,
     keyring: &Keyring,
     policies: &HashMap<RealmName, Policy>,
 ) -> Result<KnownConsumers, Failure> {
     let mut known = KnownConsumers::default();
-    let mut by_name = HashMap::new();
+    let (mut by_name, mut certificates) = (HashMap::new(), Vec::new());
     for (name, consumer) in &config.soap.consumers {
         let realm: RealmName = consumer.realm.parse()?;
         let rate = policies.get(&realm).map_or(0, |policy| policy.requests_per_second);
@@ -177,12 +177,25 @@ pub(crate) fn consumers(
             let secret = read_secret(name, file, keyring)?;
             by_name.insert(name.clone(), Consumer::new(Arc::clone(&holder), secret));
         }
+        let mut fingerprints = HashSet::new();
         for fingerprint in &consumer.certificates_sha256 {
-            if known.by_certificate.insert(fingerprint.parse()?, Arc::clone(&holder)).is_some() {
+            fingerprints.insert(fingerprint.parse::<Digest>()?);
+        }
+        for file in &consumer.certificate_files {
+            let at =
+                |failure: &dyn Error| format!("soap.consumers.{name}.certificate_files: {}: {failure}", file.display());
+            let pem = std::fs::read(file).map_err(|failure| at(&failure))?;
+            let certificate = SignerCertificate::from_pem(&pem).map_err(|failure| at(&failure))?;
+            fingerprints.insert(sha256(&certificate.to_der()?));
+            certificates.push(certificate);
+        }
+        for fingerprint in fingerprints {
+            if known.by_certificate.insert(fingerprint, Arc::clone(&holder)).is_some() {
                 return Err(format!("soap.consumers.{name}: another consumer has the certificate {fingerprint}").into());
             }
         }
     }
+    known.certificates = Certificates::new(&certificates)?;
     known.by_name = Consumers::new(by_name);
     Ok(known)
 }

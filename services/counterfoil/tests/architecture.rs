@@ -13,6 +13,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("merkle-log", &["session-model"]),
     ("sealing", &["merkle-log", "session-model"]),
     ("audit-export", &["session-model"]),
+    ("time-stamp", &["session-model"]),
     ("witness", &["merkle-log", "sealing", "session-model"]),
     // Ports.
     ("cluster", &["sealing", "session-model"]),
@@ -21,6 +22,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("nonce-store", &["session-model"]),
     // Written from a reader of the log, for whoever takes it away.
     ("evidence", &["audit-log", "merkle-log", "session-model"]),
+    ("retention", &["audit-log", "session-model"]),
     // What adapters of a port share.
     ("session-value", &["session-model", "session-view"]),
     // Adapters.
@@ -28,12 +30,13 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
     ("session-view-folder", &["session-model", "session-value", "session-view"]),
     ("session-view-redis", &["nonce-store", "session-model", "session-value", "session-view"]),
+    ("cluster-multicast", &["cluster"]),
     ("cluster-postgres", &["cluster"]),
     ("cluster-redis", &["cluster"]),
     // What auditors search with.
     ("audit-search", &["audit-log", "merkle-log", "sealing", "session-model"]),
     ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
-    ("anchors", &["audit-log", "http-client", "merkle-log", "sealing", "session-model"]),
+    ("anchors", &["audit-log", "http-client", "merkle-log", "sealing", "session-model", "time-stamp"]),
     // The service and who may ask it.
     ("session-service", &["audit-log", "cluster", "merkle-log", "sealing", "session-model", "session-view"]),
     ("access", &["audit-log", "sealing", "session-model"]),
@@ -86,7 +89,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("http-client", &[]),
     // The offline verifier shares only pure crates with the server.
-    ("counterfoil-verify", &["merkle-log", "session-model"]),
+    ("counterfoil-verify", &["merkle-log", "session-model", "time-stamp"]),
     ("counterfoil-bench-peers", &[]),
 ];
 
@@ -149,6 +152,7 @@ fn only_the_composition_root_names_an_adapter() {
             "audit-log-postgres",
             "session-view-folder",
             "session-view-redis",
+            "cluster-multicast",
             "cluster-postgres",
             "cluster-redis",
             "audit-sinks",

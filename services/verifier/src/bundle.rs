@@ -10,13 +10,15 @@ use std::sync::mpsc;
 use merkle_log::{Checkpoint, Frontier};
 use serde::Deserialize;
 use session_model::{Digest, TreeSize};
+use time_stamp::Roots;
 
 use crate::fold::Fold;
 use crate::group::{Before, Group, hashes, root_of, verify_group, width};
 use crate::keys::{self, Keys};
-use crate::receipt::text;
+use crate::receipt::{bytes, text};
 use crate::report::{Finding, Report, Saved};
 use crate::source::{GROUP, Source, number, tile};
+use crate::stamps::Stamps;
 use crate::{VerifyArgs, VerifyError};
 
 /// What the server says about the bundle. It decides what is expected, never what is believed.
@@ -28,6 +30,8 @@ struct Manifest {
     revealed_for: Option<String>,
     #[serde(default)]
     unreadable: Vec<Unreadable>,
+    #[serde(default)]
+    time_stamps: Vec<u64>,
 }
 
 /// What the server itself could not read.
@@ -54,6 +58,7 @@ pub(crate) fn verify_bundle(args: &VerifyArgs, mut source: Source, path: &Path) 
     let failed = |failure: io::Error| VerifyError::Read { path: path.to_owned(), source: failure };
     let keys = keys::given(args)?;
     let saved = saved(args, &keys)?;
+    let authorities = args.tsa_ca.as_deref().map(authorities).transpose()?;
     let none =
         |what: &str| failed(io::Error::new(io::ErrorKind::InvalidData, format!("not an evidence bundle: no {what}")));
     let manifest = source.read("manifest.json").map_err(failed)?.ok_or_else(|| none("manifest.json"))?;
@@ -93,6 +98,7 @@ pub(crate) fn verify_bundle(args: &VerifyArgs, mut source: Source, path: &Path) 
     let roots = roots(&mut source, size, &mut early).map_err(failed)?;
     let wanted: BTreeSet<u64> =
         groups.iter().copied().chain(saved.iter().map(|(_, head)| head.size.0 / GROUP)).chain([size / GROUP]).collect();
+    let wanted = wanted.into_iter().chain(manifest.time_stamps.iter().map(|stamped| stamped / GROUP)).collect();
     let edges = edges(&roots, &wanted);
     let before = Before { keys, origin: head.origin.clone(), size, edges, roots, complete };
     let report = Report {
@@ -104,7 +110,9 @@ pub(crate) fn verify_bundle(args: &VerifyArgs, mut source: Source, path: &Path) 
         complete: manifest.selection.complete,
         ..Report::default()
     };
-    let mut fold = Fold::new(report, manifest.revealed_for.is_some());
+    let stamps = Stamps::verify(&before, &mut source, &manifest.time_stamps, authorities.as_ref()).map_err(failed)?;
+    early.extend(stamps.findings.iter().cloned());
+    let mut fold = Fold::new(report, manifest.revealed_for.is_some(), stamps);
     let unreadable = manifest.unreadable.into_iter();
     early.extend(
         unreadable.map(|entry| Finding::at(entry.index, format!("it could not be read from the log: {}", entry.why))),
@@ -136,6 +144,11 @@ pub(crate) fn verify_bundle(args: &VerifyArgs, mut source: Source, path: &Path) 
         report.not_proved.push("that the newest entries were not cut off, or another history shown to others: keep this checkpoint, and give it with --saved next time".into());
     }
     Ok(report)
+}
+
+/// The time-stamping authorities that the auditor trusts.
+fn authorities(path: &Path) -> Result<Roots, VerifyError> {
+    Roots::from_pem(&bytes(path)?).map_err(|source| VerifyError::Roots { path: path.to_owned(), source })
 }
 
 /// The auditor's own checkpoints. One that his own key did not sign is a mistake of his, not of the log.
@@ -227,7 +240,7 @@ fn edges(roots: &[Option<Digest>], wanted: &BTreeSet<u64>) -> BTreeMap<u64, Vec<
 }
 
 /// Root of the first `size` entries, if the bundle has what it takes.
-fn root_at(before: &Before, source: &mut Source, size: u64) -> io::Result<Option<Digest>> {
+pub(crate) fn root_at(before: &Before, source: &mut Source, size: u64) -> io::Result<Option<Digest>> {
     let group = size / GROUP;
     let Some(edge) = before.edges.get(&group) else { return Ok(None) };
     let Ok(mut edge) = Frontier::from_bytes(TreeSize(group * GROUP), edge) else { return Ok(None) };

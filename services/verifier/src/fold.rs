@@ -7,8 +7,10 @@ use session_model::{
     Timestamp, TreeSize, Version, apply,
 };
 
+use crate::gone::Gone;
 use crate::group::{Entry, Group, Part};
-use crate::report::{Erased, Finding, Pruned, Report};
+use crate::report::{Erased, Finding, Pruned, Pruning, Report};
+use crate::stamps::Stamps;
 
 /// The newest entry of a session that was seen.
 struct Last {
@@ -49,10 +51,13 @@ pub(crate) struct Fold {
     tree: Vec<Finding>,
     findings: Vec<Finding>,
     report: Report,
+    stamps: Stamps,
+    gone: Gone,
+    prunings: Vec<Pruning>,
 }
 
 impl Fold {
-    pub(crate) fn new(report: Report, revealed: bool) -> Self {
+    pub(crate) fn new(report: Report, revealed: bool, stamps: Stamps) -> Self {
         Self {
             first: report.first,
             time: Timestamp::from_micros(i64::MIN),
@@ -66,6 +71,9 @@ impl Fold {
             tree: Vec::new(),
             findings: Vec::new(),
             report,
+            stamps,
+            gone: Gone::default(),
+            prunings: Vec::new(),
         }
     }
 
@@ -102,6 +110,9 @@ impl Fold {
             self.wrong(entry.index, format!("its time {} is before that of the entry before it", entry.leaf.time));
         }
         self.time = self.time.max(entry.leaf.time);
+        if let Some(what) = self.stamps.contradict(entry.index, entry.leaf.time) {
+            self.wrong(entry.index, what);
+        }
         self.part(&entry);
         match (entry.leaf.session_id, entry.leaf.version) {
             (Some(id), Some(version)) => self.session(id, version, entry),
@@ -117,8 +128,12 @@ impl Fold {
     fn part(&mut self, entry: &Entry) {
         match &entry.part {
             Part::None | Part::Wrong => {}
-            Part::Open(_) => self.report.opened += 1,
+            Part::Open(_) => {
+                self.report.opened += 1;
+                self.gone.there(&entry.leaf.realm);
+            }
             Part::Closed => {
+                self.gone.there(&entry.leaf.realm);
                 self.report.closed += 1;
                 if let Some(key) = entry.leaf.data_key.filter(|_| self.revealed) {
                     let erased = Erased { data_key: key, entries: 0, recorded_at: None };
@@ -126,7 +141,9 @@ impl Fold {
                 }
             }
             Part::Gone => {
-                let none = Pruned { entries: 0, first: entry.index, last: entry.index, recorded_at: Vec::new() };
+                self.gone.gone(&entry.leaf.realm, entry.index);
+                let (first, last) = (entry.index, entry.index);
+                let none = Pruned { entries: 0, first, last, recorded_at: Vec::new(), by: Vec::new(), unexplained: 0 };
                 let pruned = self.report.pruned.get_or_insert(none);
                 pruned.entries += 1;
                 pruned.last = entry.index;
@@ -136,6 +153,12 @@ impl Fold {
             // An erasure names the key that it destroyed: it is sealed by another, since that one is gone.
             let named = entry.leaf.detail.get("subject_key").and_then(|key| key.parse().ok());
             self.recorded.push((entry.index, named.or(entry.leaf.data_key)));
+            let number = |name: &str| entry.leaf.detail.get(name).and_then(|text| text.parse().ok());
+            if let (Some(first), Some(end)) = (number("first"), number("end")) {
+                let bundle = entry.leaf.detail.get("bundle").cloned().unwrap_or_default();
+                let realm = entry.leaf.realm.clone();
+                self.prunings.push(Pruning { recorded_at: entry.index, realm, first, end, bundle });
+            }
         }
         if self.revealed
             && entry.leaf.action == Action::SessionAuthenticated
@@ -264,12 +287,15 @@ impl Fold {
         self.report.erased = self.erased.into_values().collect();
         if let Some(pruned) = &mut self.report.pruned {
             pruned.recorded_at = self.recorded.iter().map(|(index, _)| *index).collect();
+            pruned.unexplained = self.gone.unexplained(&self.prunings);
+            pruned.by = self.prunings;
         }
         if self.bad > 1 {
             let what = format!("{} more checkpoints after the first bad one are not good either", self.bad - 1);
             self.report.not_proved.push(what);
         }
         self.findings.extend(self.tree.into_iter().map(|finding| finding.not_before(self.good)));
+        self.stamps.tell(&mut self.report);
         self.report.conclude(self.findings);
         self.report
     }

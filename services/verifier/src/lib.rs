@@ -7,6 +7,7 @@
 mod bundle;
 mod fetch;
 mod fold;
+mod gone;
 mod group;
 mod keys;
 mod opening;
@@ -14,7 +15,8 @@ mod receipt;
 mod report;
 mod run;
 mod source;
+mod stamps;
 
 pub use receipt::{Proved, VerifyError, verify_receipt};
-pub use report::{Finding, Report};
-pub use run::{ReportFormat, VerifyArgs, run};
+pub use report::{Finding, Pruned, Pruning, Report};
+pub use run::{ReportFormat, VerifyArgs, run, verify_evidence};

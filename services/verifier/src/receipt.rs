@@ -31,6 +31,14 @@ pub enum VerifyError {
         /// Why.
         source: CheckpointError,
     },
+    /// The certificates of the time-stamping authority cannot be used: the question was not put.
+    #[error("{path} is no file of certificates")]
+    Roots {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: time_stamp::RootsError,
+    },
     /// Neither a leaf nor its hash was given: the question was not put.
     #[error("say which entry the receipt is for: --leaf-hash or --leaf")]
     Leaf,

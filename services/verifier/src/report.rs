@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use session_model::{Digest, KeyId};
+use session_model::{Digest, KeyId, RealmName, Timestamp};
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -74,6 +74,25 @@ pub struct Pruned {
     pub last: u64,
     /// Entries that record a pruning or an erasure.
     pub recorded_at: Vec<u64>,
+    /// What retention says that it dropped.
+    pub by: Vec<Pruning>,
+    /// Of how many entries the sealed part is gone, and no pruning that is recorded here took it.
+    pub unexplained: u64,
+}
+
+/// A pruning, as the entry about it says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pruning {
+    /// That entry.
+    pub recorded_at: u64,
+    /// In which realm.
+    pub realm: RealmName,
+    /// The first entry whose part may have gone.
+    pub first: u64,
+    /// The first entry behind the last of them.
+    pub end: u64,
+    /// SHA-256 of the evidence bundle that has what was dropped.
+    pub bundle: String,
 }
 
 /// A checkpoint that the auditor had kept.
@@ -85,6 +104,19 @@ pub struct Saved {
     pub size: u64,
     /// Whether the log still begins with exactly these entries.
     pub consistent: bool,
+}
+
+/// A time stamp that holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Stamped {
+    /// How many entries it is over.
+    pub size: u64,
+    /// When they existed, by the authority's clock.
+    pub time: Timestamp,
+    /// Whose certificate signed it.
+    pub authority: String,
+    /// Under which of the authority's policies.
+    pub policy: String,
 }
 
 /// What came of verifying a bundle.
@@ -116,6 +148,8 @@ pub struct Report {
     pub checkpoints: u64,
     /// The auditor's own.
     pub saved: Vec<Saved>,
+    /// Time stamps of an authority that the auditor trusts, in order.
+    pub time_stamps: Vec<Stamped>,
     /// Sessions whose versions and links were checked.
     pub sessions: u64,
     /// Sessions of which the bundle does not have the beginning.
@@ -173,6 +207,16 @@ impl fmt::Display for Report {
                 if saved.consistent { "the log still begins with its" } else { "CONTRADICTED: it was for" };
             writeln!(f, "  saved         {}: {consistent} {} entries", saved.file, saved.size)?;
         }
+        // One for each is in the JSON report.
+        for (at, stamped) in self.time_stamps.iter().enumerate() {
+            if at == 0 || at + 1 == self.time_stamps.len() {
+                let Stamped { size, time, authority, .. } = stamped;
+                writeln!(f, "  time stamp    the first {size} entries existed at {time}: {authority}")?;
+            }
+        }
+        if self.time_stamps.len() > 2 {
+            writeln!(f, "  time stamps   {} more between these two", self.time_stamps.len() - 2)?;
+        }
         writeln!(
             f,
             "  sessions      {}; replayed from the first entry: {}; begun before the bundle: {}",
@@ -191,6 +235,20 @@ impl fmt::Display for Report {
                 "  without part  {} entries of {} to {} had a sealed part that is gone; recorded at: {recorded}",
                 pruned.entries, pruned.first, pruned.last
             )?;
+            for by in pruned.by.iter().take(10) {
+                let Pruning { recorded_at, realm, first, end, bundle } = by;
+                writeln!(
+                    f,
+                    "  retention     of realm {realm}, {first} to before {end}: entry {recorded_at}; archived in the bundle with SHA-256 {bundle}"
+                )?;
+            }
+            if pruned.unexplained > 0 {
+                writeln!(
+                    f,
+                    "  UNEXPLAINED   {} of them were dropped by no retention that is recorded here",
+                    pruned.unexplained
+                )?;
+            }
         }
         for what in &self.not_proved {
             writeln!(f, "  not proved    {what}")?;

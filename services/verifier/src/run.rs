@@ -11,6 +11,7 @@ use session_model::LeafHash;
 use crate::bundle::verify_bundle;
 use crate::fetch::fetch;
 use crate::receipt::{VerifyError, verify_receipt};
+use crate::report::Report;
 use crate::source::Source;
 
 /// What to verify.
@@ -35,6 +36,9 @@ pub struct VerifyArgs {
     /// For a bundle: a checkpoint you kept from earlier; the log must still begin with what it was signed for. May be repeated
     #[arg(long, value_name = "FILE")]
     pub saved: Vec<PathBuf>,
+    /// For a bundle: PEM file with the certificates of the time-stamping authority, from somebody you trust; its time stamps are then verified
+    #[arg(long, value_name = "FILE")]
+    pub tsa_ca: Option<PathBuf>,
     /// For a URL: file with an auditor's API key
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
@@ -72,6 +76,19 @@ pub fn run(program: &str, args: &VerifyArgs) -> ExitCode {
     }
 }
 
+/// Verifies a bundle that is a folder or a zip: `args.what`.
+///
+/// # Errors
+/// [`VerifyError`] if the question cannot be put; what is wrong with the bundle is in the report.
+pub fn verify_evidence(args: &VerifyArgs) -> Result<Report, VerifyError> {
+    verify_at(args, Path::new(&args.what))
+}
+
+fn verify_at(args: &VerifyArgs, path: &Path) -> Result<Report, VerifyError> {
+    let source = Source::open(path).map_err(|source| VerifyError::Read { path: path.to_owned(), source })?;
+    verify_bundle(args, source, path)
+}
+
 type Told = Result<(String, u8), (VerifyError, u8)>;
 
 fn receipt(args: &VerifyArgs) -> Told {
@@ -93,8 +110,7 @@ fn bundle(args: &VerifyArgs, url: bool) -> Told {
             Path::new(&args.what)
         };
         let unreadable = |source| VerifyError::Read { path: path.to_owned(), source };
-        let source = Source::open(path).map_err(unreadable)?;
-        let report = verify_bundle(args, source, path)?;
+        let report = verify_at(args, path)?;
         let text = match args.report {
             ReportFormat::Text => report.to_string(),
             ReportFormat::Json => {

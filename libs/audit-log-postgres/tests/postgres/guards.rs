@@ -134,7 +134,9 @@ async fn the_writer_calls_what_it_needs_and_nothing_else() {
         "mark_uses",
         "prepare",
         "project",
+        "prune",
         "release_sink",
+        "rewrap",
     ];
     assert_eq!(callable, expected);
     for (name, callable, definer, fixed_path) in &functions {

@@ -20,7 +20,7 @@ async fn is_cheaply_unavailable(view: &RedisView) {
     }
     let each = start.elapsed() / CALLS;
     assert!(each < Duration::from_micros(200), "an open breaker costs {each:?} a call");
-    let state = [std::sync::Arc::new(session(1, 99))];
+    let state = [std::sync::Arc::new(session(77, 99))];
     assert!(matches!(view.apply(&state).await, Err(ViewError::Unavailable(_))));
     assert!(matches!(view.mark_used(&[(id(1), at(1))]).await, Err(ViewError::Unavailable(_))));
     assert!(matches!(view.due(at(1), 1).await, Err(ViewError::Unavailable(_))));
@@ -31,6 +31,11 @@ async fn is_cheaply_unavailable(view: &RedisView) {
 }
 
 async fn recovers(view: &RedisView) {
+    within(RECOVERY, "the view is connected", async || view.status().available).await;
+    assert!(matches!(view.get(id(77)).await, Err(ViewError::Unavailable(_))), "nobody knows whether it was applied");
+    applied(view, session(77, 100)).await;
+    view.restored(view.losses());
+    assert!(view.get(id(77)).await.unwrap().is_some());
     within(RECOVERY, "the view answers again", async || view.get(id(1)).await.is_ok()).await;
     within(RECOVERY, "tracking is on again", async || view.is_tracking()).await;
     assert!(view.status().available);
@@ -51,7 +56,10 @@ async fn killed_and_started_again() {
         .await;
         assert!(start.elapsed() < Duration::from_secs(1), "it took {:?}", start.elapsed());
         is_cheaply_unavailable(&view).await;
+        let losses = view.losses();
         server.start_again().await;
+        within(RECOVERY, "that it was restarted is noticed", async || view.losses() > losses).await;
+        assert!(matches!(view.get(id(1)).await, Err(ViewError::Unavailable(_))), "in doubt");
         recovers(&view).await;
         assert!(view.get(id(1)).await.unwrap().is_none(), "it holds nothing: the caller rebuilds");
         // Its script cache is empty too.
@@ -66,6 +74,7 @@ async fn killed_while_nobody_asks() {
     let view = tracked(server.config()).await;
     server.kill();
     within(Duration::from_secs(5), "the status tells", async || !view.status().available).await;
+    is_cheaply_unavailable(&view).await;
     server.start_again().await;
     recovers(&view).await;
 }
@@ -94,7 +103,9 @@ async fn frozen_and_thawed() {
     .await;
     is_cheaply_unavailable(&view).await;
     server.signal("-CONT");
+    let losses = view.losses();
     recovers(&view).await;
+    assert_eq!(view.losses(), losses, "it is the same server with all that it held");
     applied(&view, session(1, 100)).await;
 }
 

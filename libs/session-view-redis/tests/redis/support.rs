@@ -68,17 +68,37 @@ impl Drop for Namespace {
 /// A `redis-server` of the test's own, to stop, freeze and flush.
 pub(crate) struct Server {
     child: Child,
-    port: u16,
+    pub(crate) port: u16,
     folder: tempfile::TempDir,
+    arguments: Vec<String>,
 }
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        Self::start_with(&[]).await
+    }
+
+    pub(crate) async fn start_with(arguments: &[&str]) -> Self {
+        let port = free_port();
         let folder = tempfile::tempdir().unwrap();
-        let server = Self { child: spawn(port, &folder), port, folder };
+        let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let server = Self { child: spawn(port, &folder, &arguments), port, folder, arguments };
+        server.answers().await;
+        server
+    }
+
+    /// A sentinel of the master at a port, which it knows as `mine`.
+    pub(crate) async fn sentinel_of(master: u16) -> Self {
+        let port = free_port();
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "sentinel monitor mine 127.0.0.1 {master} 2\nsentinel down-after-milliseconds mine 600\n\
+             sentinel failover-timeout mine 4000\n"
+        );
+        let file = folder.path().join("sentinel.conf");
+        std::fs::write(&file, text).unwrap();
+        let arguments = vec![file.to_str().unwrap().to_owned(), "--sentinel".to_owned()];
+        let server = Self { child: spawn(port, &folder, &arguments), port, folder, arguments };
         server.answers().await;
         server
     }
@@ -98,7 +118,7 @@ impl Server {
     }
 
     pub(crate) async fn start_again(&mut self) {
-        self.child = spawn(self.port, &self.folder);
+        self.child = spawn(self.port, &self.folder, &self.arguments);
         self.answers().await;
     }
 
@@ -124,10 +144,32 @@ impl Drop for Server {
     }
 }
 
-fn spawn(port: u16, folder: &tempfile::TempDir) -> Child {
-    Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"])
-        .arg(folder.path())
+/// A free port, below those that clients are given and such that the one 10,000 above, for a cluster's bus, is free too.
+fn free_port() -> u16 {
+    loop {
+        let mut random = [0; 2];
+        openssl::rand::rand_bytes(&mut random).unwrap();
+        let port = 11_000 + u16::from_be_bytes(random) % 11_000;
+        let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if free(port) && free(port + 10_000) {
+            return port;
+        }
+    }
+}
+
+fn spawn(port: u16, folder: &tempfile::TempDir, arguments: &[String]) -> Child {
+    // A file of configuration comes before all options.
+    let (file, options) = match arguments {
+        [file, options @ ..] if !file.starts_with("--") => (Some(file), options),
+        options => (None, options),
+    };
+    let mut command = Command::new("redis-server");
+    command.args(file).args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(folder.path());
+    if file.is_none() {
+        command.args(["--save", "", "--appendonly", "no"]);
+    }
+    command
+        .args(options)
         .stdout(Stdio::null())
         .spawn()
         .expect("redis-server, which tests of outages start themselves, is on the PATH")
@@ -143,6 +185,8 @@ fn patient(mut config: RedisViewConfig) -> RedisViewConfig {
 pub(crate) async fn tracked(config: RedisViewConfig) -> RedisView {
     let view = RedisView::connect(config).await.unwrap();
     within(Duration::from_secs(10), "tracking is on", async || view.is_tracking()).await;
+    // Nothing is missing there that this test did not take away.
+    view.restored(view.losses());
     view
 }
 

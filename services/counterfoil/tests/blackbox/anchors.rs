@@ -63,13 +63,13 @@ fn begun() -> (Home, std::path::PathBuf) {
     (home, vkey)
 }
 
-fn log_files(home: &Home) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+pub(crate) fn log_files(home: &Home) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let files = std::fs::read_dir(home.data()).unwrap().map(|entry| entry.unwrap().path());
     let of_log = |path: &std::path::PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("log.db");
     files.filter(of_log).map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
 }
 
-fn put_back(home: &Home, files: &[(std::path::PathBuf, Vec<u8>)]) {
+pub(crate) fn put_back(home: &Home, files: &[(std::path::PathBuf, Vec<u8>)]) {
     for (path, _) in log_files(home) {
         std::fs::remove_file(path).unwrap();
     }

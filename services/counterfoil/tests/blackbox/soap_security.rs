@@ -170,9 +170,9 @@ fn malformed_doubled_and_unsupported_tokens_are_refused() {
             let odd = Token { created: time.into(), ..token() };
             assert_eq!(told(&security(&odd.digest())), "InvalidSecurityToken", "{time}");
         }
-        let signed = format!("{}<Signature xmlns='http://www.w3.org/2000/09/xmldsig#'/>", token().digest());
+        let encrypted = format!("{}<EncryptedKey xmlns='http://www.w3.org/2001/04/xmlenc#'/>", token().digest());
         assert_eq!(
-            told(&security(&signed)),
+            told(&security(&encrypted)),
             "UnsupportedSecurityToken",
             "what is not checked does not pass for checked"
         );
