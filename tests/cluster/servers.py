@@ -1,0 +1,344 @@
+"""The programs in the namespaces: PostgreSQL with its standby, Redis, and the nodes. Each is ended by the process id it was started with."""
+
+import base64
+import ctypes
+import glob
+import http.client
+import json
+import os
+import pathlib
+import pwd
+import shutil
+import signal
+import subprocess
+import time
+
+from network import BACK, FRONT, call
+
+LOG_ADDRESS = 10  # The address that moves to whichever PostgreSQL is the primary.
+
+
+class CannotStart(Exception):
+    pass
+
+
+def die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def wait_for(what, seconds, *, every=0.05):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if what():
+            return True
+        time.sleep(every)
+    return False
+
+
+def descendants(pid):
+    """A process and the children of it, youngest last."""
+    found = [pid]
+    try:
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return found
+    for child in children:
+        found += descendants(int(child))
+    return found
+
+
+def signal_all(pids, number):
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
+class Postgres:
+    """One PostgreSQL server in a namespace."""
+
+    def __init__(self, network, host, folder, *, standby_of=None):
+        self.network, self.host, self.folder = network, host, folder / host
+        self.binaries = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))[-1]
+        self.process = None
+        self.folder.mkdir()
+        shutil.chown(self.folder, "postgres", "postgres")
+        if standby_of is None:
+            self.as_postgres("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8")
+            with open(self.data / "pg_hba.conf", "a") as hba:
+                hba.write("host all all 10.99.0.0/24 trust\nhost replication all 10.99.0.0/24 trust\n")
+        else:
+            self.copy(standby_of)
+
+    @property
+    def data(self):
+        return self.folder / "data"
+
+    def as_postgres(self, program, *arguments):
+        user = pwd.getpwnam("postgres")
+        done = subprocess.run([*self.network.inside(self.host), "setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups",
+                               f"{self.binaries}/{program}", *arguments], cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise CannotStart(f"{program}: {done.stderr.strip()}")
+        return done.stdout
+
+    def copy(self, primary):
+        """Becomes the primary's standby, from nothing."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        self.as_postgres("pg_basebackup", "-D", str(self.data), "-R", "-X", "stream", "-c", "fast", "-d",
+                         f"host={self.network.address(primary.host)} user=postgres application_name={self.host}")
+
+    def start(self):
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        with open(self.folder / "log", "a") as log:
+            self.process = subprocess.Popen(
+                [*self.network.inside(self.host), "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", f"{self.binaries}/postgres",
+                 "-D", str(self.data), "-c", "listen_addresses=*", "-c", f"unix_socket_directories={self.folder}", "-c", "fsync=on",
+                 "-c", "synchronous_commit=on", "-c", "max_connections=100"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True)
+        if not wait_for(self.ready, 30):
+            raise CannotStart(f"PostgreSQL does not start: {(self.folder / 'log').read_text()[-500:]}")
+
+    def ready(self):
+        return subprocess.run([f"{self.binaries}/pg_isready", "-q", "-h", str(self.folder)], capture_output=True).returncode == 0
+
+    def sql(self, text, database="postgres"):
+        return call("psql", "-qAtX", "-v", "ON_ERROR_STOP=1", "-h", str(self.folder), "-U", "postgres", "-d", database, "-c", text).strip()
+
+    def take_standby(self, standby):
+        """From now on no commit returns before the standby has it on disk."""
+        self.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{standby.host}'")
+        self.sql("SELECT pg_reload_conf()")
+        if not wait_for(lambda: self.sql("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") == "1", 30):
+            raise CannotStart("the standby is not synchronous")
+
+    def promote(self):
+        # The settings came with the copy; nobody stands by for this one yet.
+        self.sql("SELECT pg_promote(true, 30)")
+        if not wait_for(lambda: self.sql("SELECT pg_is_in_recovery()") == "f", 30):
+            raise CannotStart("the standby cannot be promoted")
+
+    def kill(self):
+        """As if the power failed: postmaster and backends at once."""
+        if self.process and self.process.poll() is None:
+            pids = descendants(self.process.pid)
+            signal_all(pids, signal.SIGSTOP)
+            pids = descendants(self.process.pid)
+            signal_all(pids, signal.SIGKILL)
+            self.process.wait()
+            wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10)
+
+    def pause(self):
+        signal_all(descendants(self.process.pid), signal.SIGSTOP)
+
+    def resume(self):
+        signal_all(descendants(self.process.pid), signal.SIGCONT)
+
+    def stop(self):
+        if self.process and self.process.poll() is None:
+            self.resume()
+            self.process.send_signal(signal.SIGQUIT)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class Log:
+    """The log's PostgreSQL behind one address, with a synchronous standby if asked."""
+
+    def __init__(self, network, folder, *, standby):
+        self.network, self.folder = network, folder
+        self.primary, self.standby = Postgres(network, "pg1", folder), None
+        self.primary.start()
+        network.move(LOG_ADDRESS, None, "pg1")
+        if standby:
+            self.standby = Postgres(network, "pg2", folder, standby_of=self.primary)
+            self.standby.start()
+            self.primary.take_standby(self.standby)
+
+    def url(self, user="bench"):
+        return f"postgres://{user}@{BACK}{LOG_ADDRESS}:5432/counterfoil"
+
+    def make_database(self, binary, folder):
+        self.primary.sql("CREATE DATABASE counterfoil")
+        done = subprocess.run([*self.network.inside("pg1"), str(binary), "migrate"], capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                              env={**os.environ, "COUNTERFOIL__LOG__URL": self.url("postgres"), "COUNTERFOIL__DATA_DIR": str(folder / "migrate")})
+        if done.returncode:
+            raise CannotStart(f"migrate: {done.stderr}")
+        self.primary.sql("CREATE ROLE bench LOGIN")
+        self.primary.sql("GRANT counterfoil_writer TO bench", "counterfoil")
+
+    def fail_over(self):
+        """The standby takes over, and the address moves to it. What was the primary must already be dead or cut off."""
+        old, new = self.primary, self.standby
+        new.promote()
+        self.network.move(LOG_ADDRESS, old.host, new.host)
+        self.primary, self.standby = new, None
+        return old
+
+    def rejoin(self, old):
+        """What was the primary comes back as a standby, without anything it had."""
+        old.kill()
+        old.copy(self.primary)
+        old.start()
+        self.primary.take_standby(old)
+        self.standby = old
+
+    def stop(self):
+        for server in (self.standby, self.primary):
+            if server:
+                server.stop()
+
+
+class Redis:
+    def __init__(self, network, folder):
+        self.network, self.folder, self.process = network, folder, None
+        self.start()
+
+    @property
+    def url(self):
+        return f"redis://{self.network.address('redis')}:6379"
+
+    def start(self):
+        with open(self.folder / "redis.log", "a") as log:
+            self.process = subprocess.Popen(
+                [*self.network.inside("redis"), "redis-server", "--bind", self.network.address("redis"), "127.0.0.1", "--save", "", "--appendonly", "no",
+                 "--dir", str(self.folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        if not wait_for(lambda: self.ask("ping").strip() == "PONG", 10):
+            raise CannotStart("Redis does not start")
+
+    def ask(self, *words):
+        return self.network.within("redis", "redis-cli", *words, check=False)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    stop = kill
+
+
+class Node:
+    """One node: the real binary in a namespace of its own."""
+
+    def __init__(self, network, number, folder, binary, settings):
+        self.network, self.number, self.folder, self.binary, self.settings = network, number, folder, binary, settings
+        self.host = self.name = f"node{number}"
+        self.api, self.management = (FRONT + str(number), 8080), (FRONT + str(number), 9090)
+        self.process = None
+        self.lives = 0
+
+    def start(self, *, clock=None, wait=30):
+        """`clock`: how far the wall clock is off, as faketime writes it."""
+        settings = {
+            "DATA_DIR": str(self.folder / self.name), "NODE": self.name, "KEYS__DIR": str(self.folder / "keys"), "SERVER__LISTEN": "0.0.0.0:8080",
+            "MANAGEMENT__LISTEN": "0.0.0.0:9090", **{f"BOOTSTRAP__{role.upper()}_KEY_FILE": str(self.folder / f"key-{role}") for role in ROLES},
+            **self.settings(self)}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("COUNTERFOIL__")}
+        environment.update({f"COUNTERFOIL__{name}": value for name, value in settings.items()}, NO_COLOR="1")
+        if clock:
+            environment.update(LD_PRELOAD=faketime(), FAKETIME=clock, FAKETIME_DONT_FAKE_MONOTONIC="1", DONT_FAKE_MONOTONIC="1")
+        self.lives += 1
+        self.out = self.folder / f"{self.name}.out.{self.lives}"
+        with open(self.out, "w") as out, open(self.folder / f"{self.name}.log", "a") as log:
+            log.write(f"---- life {self.lives}\n")
+            log.flush()
+            self.process = subprocess.Popen([*self.network.inside(self.host), str(self.binary), "serve"], env=environment, stdin=subprocess.DEVNULL,
+                                            stdout=out, stderr=log, cwd=self.folder, preexec_fn=die_with_parent)
+        if wait and not wait_for(lambda: self.ready() or self.process.poll() is not None, wait):
+            raise CannotStart(f"{self.name} is not ready after {wait} s: {self.tail()}")
+        if self.process.poll() is not None:
+            raise CannotStart(f"{self.name} ended with status {self.process.returncode}: {self.tail()}")
+
+    def tail(self):
+        return (self.folder / f"{self.name}.log").read_text()[-1500:]
+
+    def ask(self, path, timeout=2):
+        """Status and body of a page of the management port; status 0 if there is none."""
+        connection = http.client.HTTPConnection(*self.management, timeout=timeout)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except (OSError, http.client.HTTPException):
+            return 0, ""
+        finally:
+            connection.close()
+
+    def ready(self):
+        return self.ask("/readyz")[0] == 200
+
+    def cluster(self, timeout=2):
+        status, body = self.ask("/cluster", timeout)
+        return json.loads(body) if status == 200 else None
+
+    def presence(self, other, timeout=2):
+        """How this node sees another: `up` if any life of it is, else as it sees the first that it lists."""
+        seen = self.cluster(timeout) or {"members": []}
+        lives = [member["presence"] for member in seen["members"] if member["node"] == other]
+        return "up" if "up" in lives else lives[0] if lives else None
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, seconds=40):
+        """An orderly end. Answers whether it was one."""
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+        return self.process.returncode == 0
+
+    def freeze(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def wipe(self):
+        shutil.rmtree(self.folder / self.name, ignore_errors=True)
+
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+
+ROLES = ("application", "auditor", "operator")
+
+
+def make_keys(folder):
+    for role in ROLES:
+        path = folder / f"key-{role}"
+        path.touch(0o600)
+        path.write_text("cfk_" + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=") + "\n")
+    return {role: (folder / f"key-{role}").read_text().strip() for role in ROLES}
+
+
+def faketime():
+    """The library that sets a process's clock, or nothing."""
+    found = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
+    return found[0] if found else None
+
+
+def certificates(folder, names):
+    """A throw-away authority, and a certificate for each name, an address of the back network or a host name."""
+    folder.mkdir()
+
+    def openssl(*arguments):
+        call("openssl", *arguments)
+
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=suite authority", "-keyout",
+            f"{folder}/ca.key", "-out", f"{folder}/ca.pem", "-addext", "basicConstraints=critical,CA:TRUE", "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign")
+    for name, address in names.items():
+        openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{folder}/{name}.key",
+                "-out", f"{folder}/{name}.csr")
+        (folder / f"{name}.ext").write_text(f"subjectAltName=DNS:{name},IP:{address}\nbasicConstraints=CA:FALSE\nkeyUsage=digitalSignature\n"
+                                            "extendedKeyUsage=serverAuth,clientAuth\n")
+        openssl("x509", "-req", "-in", f"{folder}/{name}.csr", "-CA", f"{folder}/ca.pem", "-CAkey", f"{folder}/ca.key", "-CAcreateserial", "-days", "2",
+                "-extfile", f"{folder}/{name}.ext", "-out", f"{folder}/{name}.pem")
