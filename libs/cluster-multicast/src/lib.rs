@@ -10,8 +10,8 @@
 //! of its own: everything is sent from it, and it receives what is meant for this node alone. Beside them a TCP listener of which nothing is
 //! asked but that it is there: the system ends its connections when the process dies, however it dies, and peers see that at once.
 //!
-//! **Trust.** Datagrams are believed by nobody: frames are sealed above this crate, and what this crate itself says and hears (who is where:
-//! [`Peers`](peers)) is only a hint where to send sealed bytes, and whom not to wait for. Addresses that an authentic frame came from
+//! **Trust.** Datagrams are believed by nobody: frames are sealed above this crate, and what this crate itself says and hears (who is where)
+//! is only a hint where to send sealed bytes, and whom not to wait for. Addresses that an authentic frame came from
 //! ([`cluster::Transport::authentic`]) go before those that were merely announced.
 //!
 //! Start with [`MulticastConfig`], then [`MulticastTransport::open`].
