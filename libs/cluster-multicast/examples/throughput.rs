@@ -112,8 +112,6 @@ impl Host for Node {
 
     fn grown(&self, _: TreeSize) {}
 
-    fn grown(&self, _: TreeSize) {}
-
     fn heard(&self, _: Heard) {}
 
     fn missed(&self) {

@@ -43,8 +43,6 @@ impl Host for Told {
 
     fn grown(&self, _: TreeSize) {}
 
-    fn grown(&self, _: TreeSize) {}
-
     fn heard(&self, _: Heard) {}
 
     fn missed(&self) {}

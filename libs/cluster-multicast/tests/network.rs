@@ -40,8 +40,6 @@ impl Host for Counter {
 
     fn grown(&self, _: TreeSize) {}
 
-    fn grown(&self, _: TreeSize) {}
-
     fn heard(&self, _: Heard) {}
 
     fn missed(&self) {}

@@ -207,7 +207,7 @@ pub(crate) struct MulticastSection {
     pub mtu: usize,
     /// Bytes of the receive buffer that is asked for. Default 4,194,304; the system may allow less.
     pub receive_buffer_bytes: usize,
-    /// Bytes a second that are sent at most, once a burst is out. Default 160,000,000.
+    /// Bytes a second that are sent at most, once a burst is out. Default 250,000,000.
     pub rate_bytes: u64,
 }
 
@@ -614,7 +614,7 @@ impl Default for Config {
                     ttl: 1,
                     mtu: 1_500,
                     receive_buffer_bytes: 4 << 20,
-                    rate_bytes: 160_000_000,
+                    rate_bytes: 250_000_000,
                 },
                 redis: RedisSection::default(),
             },
