@@ -11,6 +11,7 @@
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::expect_used,
     clippy::panic,
     reason = "a program to measure with"
@@ -108,6 +109,10 @@ impl Host for Node {
             taken.last = Some(at);
         }
     }
+
+    fn grown(&self, _: TreeSize) {}
+
+    fn grown(&self, _: TreeSize) {}
 
     fn heard(&self, _: Heard) {}
 

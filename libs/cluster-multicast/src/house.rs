@@ -37,27 +37,31 @@ pub(crate) fn listener(place: &Place) -> Result<(TcpListener, u16), MulticastErr
     listening().map_err(tried("the port to be watched at cannot be had"))
 }
 
-/// Does all of it, for ever.
-pub(crate) async fn keep(shared: Arc<Shared>, sockets: Arc<Sockets>, port: u16) {
-    let here = [&[HERE], Here { incarnation: shared.incarnation, port }.encode().as_slice()].concat();
+/// The datagram that announces a node.
+pub(crate) fn announcement(incarnation: Incarnation, port: u16) -> Vec<u8> {
+    [&[HERE], Here { incarnation, port }.encode().as_slice()].concat()
+}
+
+/// Does all of it, for ever. The node was announced just now.
+pub(crate) async fn keep(shared: Arc<Shared>, sockets: Arc<Sockets>, here: Vec<u8>) {
     let mut drops = Drops::of(&sockets.descriptors(), shared.group.is_ipv4());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watches = JoinSet::new();
-    let mut announced: Option<Instant> = None;
+    let mut announced = Instant::now();
     loop {
         let news = tokio::select! {
             _ = ticks.tick() => false,
             () = shared.news.notified() => true,
         };
-        if news && let Some(announced) = announced {
+        if news {
             sleep_until(announced + PAUSE).await;
         }
         let now = Instant::now();
-        if news || announced.is_none_or(|announced| now.saturating_duration_since(announced) >= ANNOUNCE) {
+        if news || now.saturating_duration_since(announced) >= ANNOUNCE {
             // One that finds no room is followed by another.
             let _taken = shared.outbox.push(shared.group, here.clone());
-            announced = Some(now);
+            announced = now;
             join_again(&shared, &sockets);
         }
         let more = drops.more().await;
@@ -65,13 +69,13 @@ pub(crate) async fn keep(shared: Arc<Shared>, sockets: Arc<Sockets>, port: u16) 
             shared.counters.dropped.fetch_add(more, Ordering::Relaxed);
             shared.tell(Received::Lost);
         }
-        let to_watch = {
+        let unwatched = {
             let mut peers = shared.peers.lock();
             peers.tick(now);
-            peers.to_watch(now)
+            peers.unwatched(now)
         };
         while watches.try_join_next().is_some() {}
-        for (who, at) in to_watch {
+        for (who, at) in unwatched {
             watches.spawn(watch_one(Arc::clone(&shared), who, at));
         }
     }

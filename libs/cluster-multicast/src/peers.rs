@@ -121,7 +121,7 @@ impl Peers {
     }
 
     /// Nodes that should be watched and are not; each is tried from now on.
-    pub(crate) fn to_watch(&mut self, now: Instant) -> Vec<(Incarnation, SocketAddr)> {
+    pub(crate) fn unwatched(&mut self, now: Instant) -> Vec<(Incarnation, SocketAddr)> {
         let busy = self.peers.values().filter(|peer| matches!(peer.watched, Watched::Trying | Watched::Yes)).count();
         let due = |watched: Watched| match watched {
             Watched::No => true,
@@ -236,22 +236,22 @@ mod tests {
         peers.hand_up(at(1));
         peers.confirm(life(1), now);
         assert_eq!(peers.address(life(1)), Some(at(1)));
-        assert_eq!(peers.to_watch(now), [], "the port was announced from elsewhere");
+        assert_eq!(peers.unwatched(now), [], "the port was announced from elsewhere");
         assert!(!peers.announce(here(1), at(66), now));
         assert_eq!(peers.address(life(1)), Some(at(1)));
         assert!(peers.announce(here(1), at(1), now));
-        assert_eq!(peers.to_watch(now), [(life(1), ([10, 0, 0, 1], 5_000).into())]);
+        assert_eq!(peers.unwatched(now), [(life(1), ([10, 0, 0, 1], 5_000).into())]);
     }
 
     #[test]
     fn a_node_is_watched_once_and_tried_again_after_a_while() {
         let (mut peers, now) = (Peers::default(), Instant::now());
         peers.announce(here(1), at(1), now);
-        assert_eq!(peers.to_watch(now).len(), 1);
-        assert_eq!(peers.to_watch(now).len(), 0);
+        assert_eq!(peers.unwatched(now).len(), 1);
+        assert_eq!(peers.unwatched(now).len(), 0);
         peers.not_watched(life(1), now);
-        assert_eq!(peers.to_watch(now).len(), 0);
-        assert_eq!(peers.to_watch(now + RETRY).len(), 1);
+        assert_eq!(peers.unwatched(now).len(), 0);
+        assert_eq!(peers.unwatched(now + RETRY).len(), 1);
         peers.watching(life(1));
         peers.tick(now + FORGOTTEN);
         assert!(peers.address(life(1)).is_some(), "it is watched");
@@ -271,7 +271,7 @@ mod tests {
         }
         assert_eq!(peers.peers.len(), PEERS);
         assert_eq!(peers.address(life(1)), Some(at(1)));
-        let watched = peers.to_watch(now);
+        let watched = peers.unwatched(now);
         assert_eq!(watched.len(), WATCHED);
         assert_eq!(watched[0].0, life(1), "first");
         peers.hand_up(at(2));

@@ -135,9 +135,12 @@ impl MulticastTransport {
             sent: Notify::new(),
             closed: CancellationToken::new(),
         });
+        // Before any frame: whoever hears one knows where this node is, and can watch it.
+        let here = house::announcement(incarnation, port);
+        let _there_is_room = shared.outbox.push(shared.group, here.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(send_all(Arc::clone(&shared), Arc::clone(&sockets)));
-        tasks.spawn(house::keep(Arc::clone(&shared), Arc::clone(&sockets), port));
+        tasks.spawn(house::keep(Arc::clone(&shared), Arc::clone(&sockets), here));
         tasks.spawn(watch::be_watched(listener, incarnation));
         let (frames, batches) = mpsc::channel(BATCHES);
         tasks.spawn(receive_all(Arc::clone(&shared), sockets, frames));
@@ -158,6 +161,7 @@ impl Transport for MulticastTransport {
             name: "multicast",
             max_frame: self.shared.mtu - headers(self.shared.group) - KIND,
             addressed: true,
+            records: true,
             encrypted_link: false,
             peer_authentication: false,
             tells_departures: true,

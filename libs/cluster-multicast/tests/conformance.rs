@@ -1,5 +1,7 @@
 //! The conformance suite over multicast on the loopback interface: a group of its own for each test.
 
+#![allow(clippy::expect_used, reason = "a test that cannot go on should stop")]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! What strangers on the group can do: nothing.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that cannot go on should stop")]
+
 mod common;
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -38,6 +40,10 @@ impl Host for Told {
     async fn committed(&self, commit: Commit) {
         let _nobody_looks = self.0.send(commit);
     }
+
+    fn grown(&self, _: TreeSize) {}
+
+    fn grown(&self, _: TreeSize) {}
 
     fn heard(&self, _: Heard) {}
 

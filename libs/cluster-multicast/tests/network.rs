@@ -1,5 +1,8 @@
 //! Three processes in network namespaces, with loss, a cut, and a process that is killed. As root; skipped loudly otherwise.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+#![allow(clippy::print_stdout, reason = "what a child process says")]
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -34,6 +37,10 @@ impl Host for Counter {
     async fn committed(&self, commit: Commit) {
         self.0.fetch_add(commit.records.len() as u64, Ordering::Relaxed);
     }
+
+    fn grown(&self, _: TreeSize) {}
+
+    fn grown(&self, _: TreeSize) {}
 
     fn heard(&self, _: Heard) {}
 

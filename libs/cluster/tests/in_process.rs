@@ -1,5 +1,7 @@
 //! The in-process network passes the conformance suite, in fair weather and in foul.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;

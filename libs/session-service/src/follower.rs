@@ -155,7 +155,9 @@ async fn follow(service: Arc<SessionService>, status: Arc<Mutex<FollowerStatus>>
                 break;
             }
             // Most often it is only that what peers send has overtaken one another.
-            sleep(UNDER_WAY).await;
+            if !service.progress.was_urgent() {
+                sleep(UNDER_WAY).await;
+            }
             if service.progress.lags() {
                 break;
             }

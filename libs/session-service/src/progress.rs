@@ -1,7 +1,7 @@
 //! How far this process's view has come, and how fresh that is.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -20,6 +20,8 @@ pub(crate) struct Progress {
     beyond: Mutex<Beyond>,
     /// Rung when the log is known to be longer than the view reflects.
     pub(crate) behind: Notify,
+    /// Whether what is missing is on its way from nobody, and somebody waits for it.
+    urgent: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +46,7 @@ impl Default for Progress {
             whole_at: AtomicI64::new(-1),
             beyond: Mutex::default(),
             behind: Notify::new(),
+            urgent: AtomicBool::new(false),
         }
     }
 }
@@ -103,6 +106,17 @@ impl Progress {
         beyond.sizes.clear();
         drop(beyond);
         self.behind.notify_one();
+    }
+
+    /// What the view lacks is to be read from the log at once.
+    pub(crate) fn hurry(&self) {
+        self.urgent.store(true, Ordering::Release);
+        self.behind.notify_one();
+    }
+
+    /// Whether it was to be read at once; from now on it is not.
+    pub(crate) fn was_urgent(&self) -> bool {
+        self.urgent.swap(false, Ordering::AcqRel)
     }
 
     /// The log was seen to have this size.

@@ -102,7 +102,7 @@ impl Host for Peers {
         service.progress.saw(end);
         if let Some(view) = view {
             let same = *service.shared_view.lock() == Some(view);
-            return if same { service.progress.applied(first, end) } else { service.progress.behind.notify_one() };
+            return if same { service.progress.applied(first, end) } else { service.progress.hurry() };
         }
         // What the view reflects already it must not be told again: a tombstone may have been forgotten since.
         let reflected = service.progress.reflected();
@@ -113,7 +113,7 @@ impl Host for Peers {
         let states: Vec<Arc<Session>> = news.iter().filter_map(|record| session(record)).map(Arc::new).collect();
         if states.len() < news.len() {
             // From a later program: the log tells it in a form that this one reads, or says why not.
-            return service.progress.behind.notify_one();
+            return service.progress.hurry();
         }
         match service.view.apply(&states).await {
             Ok(_applied) => service.progress.applied(first, end),
@@ -128,14 +128,8 @@ impl Host for Peers {
         let Some(service) = self.0.upgrade() else { return };
         service.progress.saw(size);
         if service.progress.lags() {
-            service.progress.behind.notify_one();
+            service.progress.hurry();
         }
-    }
-
-    fn grown(&self, size: TreeSize) {
-        let Some(service) = self.0.upgrade() else { return };
-        service.progress.saw(size);
-        service.progress.behind.notify_one();
     }
 
     fn heard(&self, heard: Heard) {

@@ -589,18 +589,18 @@ impl SessionView for RedisView {
 
     async fn identity(&self) -> Result<Option<[u8; 16]>, ViewError> {
         let mut get = redis::cmd("GET");
-        get.arg(self.shared_key("identity"));
-        let stands: Option<Vec<u8>> = parse(self.link.call(Lane::Read, &get).await.map_err(unavailable)?)?;
+        get.arg(self.servers.shared_key(0, "identity"));
+        let stands: Option<Vec<u8>> = parse(self.servers.call(0, Lane::Read, &get).await.map_err(unavailable)?)?;
         if let Some(stands) = stands {
             return Ok(stands.try_into().ok());
         }
         let mut fresh = [0; 16];
         openssl::rand::rand_bytes(&mut fresh).map_err(unavailable)?;
         let mut set = redis::cmd("SET");
-        set.arg(self.shared_key("identity")).arg(&fresh).arg("NX");
-        self.link.call(Lane::Write, &set).await.map_err(unavailable)?;
+        set.arg(self.servers.shared_key(0, "identity")).arg(&fresh).arg("NX");
+        self.servers.call(0, Lane::Write, &set).await.map_err(unavailable)?;
         // Of several that found none one was the first.
-        let stands: Option<Vec<u8>> = parse(self.link.call(Lane::Read, &get).await.map_err(unavailable)?)?;
+        let stands: Option<Vec<u8>> = parse(self.servers.call(0, Lane::Read, &get).await.map_err(unavailable)?)?;
         Ok(stands.and_then(|stands| stands.try_into().ok()))
     }
 

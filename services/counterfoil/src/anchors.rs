@@ -92,6 +92,35 @@ impl Places {
     }
 }
 
+/// Checks that every anchor is configured as it must be: reads the files that it names, and connects to nothing.
+///
+/// # Errors
+/// For the first that is not.
+pub(crate) fn check(config: &Config) -> Result<(), Failure> {
+    Places::new(config)?;
+    witnesses(config).map(drop)
+}
+
+fn witnesses(config: &Config) -> Result<Vec<WitnessClient>, Failure> {
+    let section = &config.anchors;
+    let mut witnesses = Vec::new();
+    for (name, witness) in &section.witnesses {
+        let wrong = |failure: Failure| ConfigError::Value {
+            key: format!("anchors.witnesses.{name}"),
+            why: crate::causes(&*failure),
+        };
+        check_url(&witness.url).map_err(wrong)?;
+        let timeout = Duration::from_secs(10);
+        let client = WitnessClient::new(&witness.url, &witness.vkey, timeout, witness.ca_file.as_deref());
+        witnesses.push(client.map_err(wrong)?);
+    }
+    if section.quorum > witnesses.len() || (section.quorum == 0 && !witnesses.is_empty()) {
+        let why = format!("must be from 1 to the number of witnesses, which is {}", witnesses.len());
+        return Err(ConfigError::Value { key: "anchors.quorum".into(), why }.into());
+    }
+    Ok(witnesses)
+}
+
 /// The checkpoints that have time stamps, for evidence bundles.
 pub(crate) fn stamps(config: &Config) -> Vec<StampFile> {
     let folder = config.stamps_folder();
@@ -194,21 +223,7 @@ impl Running {
         keys: &[VerifierKey],
     ) -> Result<Self, Failure> {
         let section = &config.anchors;
-        let mut witnesses = Vec::new();
-        for (name, witness) in &section.witnesses {
-            let wrong = |failure: Failure| ConfigError::Value {
-                key: format!("anchors.witnesses.{name}"),
-                why: crate::causes(&*failure),
-            };
-            check_url(&witness.url).map_err(wrong)?;
-            let timeout = Duration::from_secs(10);
-            let client = WitnessClient::new(&witness.url, &witness.vkey, timeout, witness.ca_file.as_deref());
-            witnesses.push(client.map_err(wrong)?);
-        }
-        if section.quorum > witnesses.len() || (section.quorum == 0 && !witnesses.is_empty()) {
-            let why = format!("must be from 1 to the number of witnesses, which is {}", witnesses.len());
-            return Err(ConfigError::Value { key: "anchors.quorum".into(), why }.into());
-        }
+        let witnesses = witnesses(config)?;
         let cosigner = if witnesses.is_empty() {
             None
         } else {

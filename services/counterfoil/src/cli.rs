@@ -22,7 +22,7 @@ use crate::log_keys::{LogKeyCommand, run_log_key_command};
 use crate::output::{Output, write};
 use crate::soap::{SoapCommand, SoapVersion, description, run_soap_command};
 use crate::witness::{WitnessArgs, run_witness};
-use crate::{backends, serve};
+use crate::{anchors, backends, pruning, serve, sinks};
 
 /// Audited sessions: every change is an entry of an append-only, signed log before it is acknowledged.
 #[derive(Debug, Parser)]
@@ -118,7 +118,7 @@ enum RealmCommand {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Says whether the configuration can be used
+    /// Says whether the configuration can be used, sinks and anchors included. Reads the files that it names, and connects to nothing
     Check,
     /// Shows the configuration as it takes effect, passwords blotted out
     Show,
@@ -154,7 +154,10 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Witness(args) => runtime()?.block_on(run_witness(args))?,
         Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
         Command::Config(ConfigCommand::Check) => {
-            common.load()?;
+            let config = common.load()?;
+            sinks::check(&config)?;
+            anchors::check(&config)?;
+            pruning::check(&config)?;
             writeln!(io::stdout(), "the configuration can be used")?;
         }
         Command::Config(ConfigCommand::Show) => write(common.output, &common.load()?.redacted())?,

@@ -53,14 +53,12 @@ impl Sinks {
         let random: [u8; 8] = Ids.public()?;
         let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         for (name, section) in &config.sinks {
-            let wrong = |why: String| ConfigError::Value { key: format!("sinks.{name}"), why };
-            let (sink, format) = build(config, section).map_err(|failure| wrong(crate::causes(&*failure)))?;
-            let realms: Result<Vec<RealmName>, _> = section.realms.iter().map(|realm| realm.parse()).collect();
+            let (sink, format, realms) = configured(config, name, section)?;
             let settings = PusherConfig {
                 name: name.clone(),
                 holder: format!("{}-{random}", config.node),
                 format,
-                realms: realms.map_err(|_| wrong("realms: not the name of a realm".into()))?,
+                realms,
                 initial: match section.start {
                     SinkStart::Beginning => LeafIndex(0),
                     SinkStart::Now => LeafIndex(size.0),
@@ -100,6 +98,23 @@ impl Sinks {
     pub(crate) async fn close(self, limit: Duration) {
         join_all(self.running.into_iter().map(|(_, pusher)| pusher.close(limit))).await;
     }
+}
+
+/// Checks that every sink is configured as it must be: reads the files that it names, and connects to nothing.
+///
+/// # Errors
+/// For the first that is not.
+pub(crate) fn check(config: &Config) -> Result<(), ConfigError> {
+    config.sinks.iter().try_for_each(|(name, section)| configured(config, name, section).map(drop))
+}
+
+type Configured = (Arc<dyn Sink>, Format, Vec<RealmName>);
+
+fn configured(config: &Config, name: &str, section: &SinkSection) -> Result<Configured, ConfigError> {
+    let wrong = |why: String| ConfigError::Value { key: format!("sinks.{name}"), why };
+    let (sink, format) = build(config, section).map_err(|failure| wrong(crate::causes(&*failure)))?;
+    let realms: Result<Vec<RealmName>, _> = section.realms.iter().map(|realm| realm.parse()).collect();
+    Ok((sink, format, realms.map_err(|_| wrong("realms: not the name of a realm".into()))?))
 }
 
 fn build(config: &Config, section: &SinkSection) -> Result<(Arc<dyn Sink>, Format), Failure> {

@@ -1,13 +1,7 @@
 //! The transport against a real PostgreSQL: the conformance suite, outages, what others see.
 //!
 //! `TEST_DATABASE_URL` names the server, as a superuser; the test that stops one makes a server of its own.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod configuration;
 mod outage;

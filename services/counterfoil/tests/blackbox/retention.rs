@@ -15,6 +15,14 @@ fn a_period_shorter_than_the_clause_and_pruning_without_an_archive_are_refused()
 
     let home = Home::new().with("REALMS__DEFAULT__RETENTION_DAYS", "30");
     assert_eq!(home.run(&["config", "check"]).0, Some(0));
+    for (key, value, what) in [
+        ("SINKS__SIEM__KIND", "webhook", "sinks.siem"),
+        ("ANCHORS__QUORUM", "1", "anchors.quorum"),
+        ("RETENTION__ENABLED", "true", "retention.archive_dir"),
+    ] {
+        let (code, said) = Home::new().with(key, value).run(&["config", "check"]);
+        assert!(code == Some(1) && said.contains(what), "{what}: {said}");
+    }
     let (code, said) = home.run(&["audit", "prune"]);
     assert!(code == Some(1) && said.contains("retention.archive_dir"), "{said}");
     let home = home.with("RETENTION__ENABLED", "true");

@@ -57,6 +57,8 @@ fn a_consumer_gets_in_with_its_secret_in_clear_or_as_a_digest() {
     let events = post_bare(&program, "text/xml", query.as_bytes());
     assert!(texts(&events, "actor").contains(&"consumer:billing".to_owned()), "{events:?}");
     assert!(texts(&events, "action").contains(&"audit.read".to_owned()), "its own reading is an entry already");
+    let said = std::fs::read_to_string(home.folder.path().join("stderr")).unwrap();
+    assert!(!said.contains("a SOAP message was refused"), "nobody was, but by a role: {said}");
 }
 
 #[test]

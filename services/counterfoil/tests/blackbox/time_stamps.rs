@@ -101,11 +101,14 @@ fn an_authority_that_is_gone_stops_nothing_and_one_misconfigured_is_told_at_star
     let home = stamped(Home::new(), &server);
     let kept = std::fs::read(&root).unwrap();
     drop(server);
-    let refused = home.run(&["serve"]);
-    assert!(refused.0 == Some(1) && refused.1.contains("anchors.tsa"), "no certificates: {refused:?}");
+    for command in [&["serve"][..], &["config", "check"]] {
+        let refused = home.run(command);
+        assert!(refused.0 == Some(1) && refused.1.contains("anchors.tsa"), "no certificates: {refused:?}");
+    }
     let own = home.folder.path().join("roots.pem");
     std::fs::write(&own, kept).unwrap();
     let home = home.with("ANCHORS__TSA__CA_FILE", own.display().to_string());
+    assert_eq!(home.run(&["config", "check"]).0, Some(0), "it asks nobody");
     let program = home.start();
     until("it is noticed", || !anchor(&program)["failure"].is_null());
     program.until_ready();
