@@ -33,6 +33,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("cluster-multicast", &["cluster"]),
     ("cluster-postgres", &["cluster"]),
     ("cluster-redis", &["cluster"]),
+    ("cluster-unicast", &["cluster"]),
     // What auditors search with.
     ("audit-search", &["audit-log", "merkle-log", "sealing", "session-model"]),
     ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
@@ -155,6 +156,7 @@ fn only_the_composition_root_names_an_adapter() {
             "cluster-multicast",
             "cluster-postgres",
             "cluster-redis",
+            "cluster-unicast",
             "audit-sinks",
             "anchors",
         ] {
