@@ -1,7 +1,7 @@
 //! From URLs to concrete stores.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use cluster::{Incarnation, Transport};
 use cluster_multicast::{MulticastConfig, MulticastTransport};
 use cluster_postgres::{PostgresTransport, PostgresTransportConfig};
 use cluster_redis::{RedisTransport, RedisTransportConfig};
+use cluster_unicast::{UnicastConfig, UnicastTls, UnicastTransport};
 use nonce_store::{MemoryNonces, NonceStore};
 use sealing::{Keyring, sha256};
 use session_model::Timestamp;
@@ -184,7 +185,7 @@ pub(crate) fn nonces_of(
 ///
 /// # Errors
 /// If the configuration is none that it can work with.
-pub(crate) fn open_transport(
+pub(crate) async fn open_transport(
     config: &Config,
     namespace: &str,
     life: Incarnation,
@@ -213,6 +214,7 @@ pub(crate) fn open_transport(
             };
             Some(Arc::new(MulticastTransport::open(settings, life)?))
         }
+        TransportKind::Unicast => Some(Arc::new(UnicastTransport::open(unicast(config, namespace)?, life).await?)),
         TransportKind::Postgres => {
             let url = config.log_url()?;
             if !url.starts_with("postgres") {
@@ -222,5 +224,36 @@ pub(crate) fn open_transport(
             let settings = PostgresTransportConfig { url, namespace: namespace.to_owned(), application_name };
             Some(Arc::new(PostgresTransport::open(settings, life)?))
         }
+    })
+}
+
+fn unicast(config: &Config, namespace: &str) -> Result<UnicastConfig, Failure> {
+    let section = &config.cluster.unicast;
+    let file = |key: &str, file: &Option<PathBuf>| {
+        let missing = || ConfigError::Value {
+            key: format!("cluster.unicast.{key}"),
+            why: "is missing, without plaintext".into(),
+        };
+        file.clone().ok_or_else(missing)
+    };
+    let tls = if section.plaintext {
+        None
+    } else {
+        Some(UnicastTls {
+            ca: file("ca_file", &section.ca_file)?,
+            certificate: file("certificate_file", &section.certificate_file)?,
+            key: file("key_file", &section.key_file)?,
+            allowed_names: Some(section.allowed_names.clone()).filter(|names| !names.is_empty()),
+            verify_host: section.verify_host,
+            watch: Duration::from_secs(5),
+        })
+    };
+    Ok(UnicastConfig {
+        peers: section.peers.clone(),
+        multicast_scouting: section.multicast_scouting,
+        tls,
+        plaintext: section.plaintext,
+        lease: Duration::from_millis(config.cluster.lease_ms),
+        ..UnicastConfig::new(namespace, section.listen.clone())
     })
 }

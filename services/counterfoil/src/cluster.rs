@@ -74,8 +74,8 @@ fn name(origin: &str) -> String {
 ///
 /// # Errors
 /// If it cannot be, or lacks what the configuration requires of it.
-fn open(config: &Config, origin: &str, life: Incarnation) -> Result<Option<Arc<dyn Transport>>, Failure> {
-    let transport = crate::backends::open_transport(config, &name(origin), life)?;
+async fn open(config: &Config, origin: &str, life: Incarnation) -> Result<Option<Arc<dyn Transport>>, Failure> {
+    let transport = crate::backends::open_transport(config, &name(origin), life).await?;
     if let Some(transport) = &transport {
         let can = transport.capabilities();
         let lacking = [
@@ -116,14 +116,14 @@ pub(crate) struct Joined {
 ///
 /// # Errors
 /// If it cannot be joined. That nobody else is there is no reason: they may come.
-pub(crate) fn join(
+pub(crate) async fn join(
     config: &Config,
     keyring: &Keyring,
     origin: &str,
     host: Arc<dyn Host>,
 ) -> Result<Option<Joined>, Failure> {
     let life = Incarnation(Ids.secret()?.first_chunk().copied().ok_or("a secret is too short")?);
-    let Some(transport) = open(config, origin, life)? else { return Ok(None) };
+    let Some(transport) = open(config, origin, life).await? else { return Ok(None) };
     let keys = keys(&config.cluster, keyring, origin)?;
     let settings = settings(config, config.node.clone(), life, keys)?;
     let cluster = Cluster::start(transport, settings, host)?;
@@ -425,18 +425,21 @@ struct Finding {
 }
 
 async fn check(config: &Config, listen: Duration, output: Output) -> Result<ExitCode, Failure> {
+    let mut config = config.clone();
+    // The node that runs has the address: who only listens takes any, and looks for that node too.
+    listen_anywhere(&mut config);
     let keys_dir = config.keys_dir();
     let (keyring, origin) = crate::key_files::keyring_and_origin(&keys_dir)?;
     let life = Incarnation(Ids.secret()?.first_chunk().copied().ok_or("a secret is too short")?);
-    let Some(transport) = open(config, &origin, life)? else {
+    let Some(transport) = open(&config, &origin, life).await? else {
         return Err("cluster.transport is none: there is nothing to check".into());
     };
     let keys = keys(&config.cluster, &keyring, &origin)?;
-    let settings = settings(config, format!("{}-check", config.node), life, keys)?;
+    let settings = settings(&config, format!("{}-check", config.node), life, keys)?;
     let cluster = Cluster::start(transport, settings, Arc::new(Listener))?;
     sleep(listen).await;
     let status = ClusterStatus::of(&cluster, &config.node, config.cluster.nodes, TreeSize(0));
-    let findings = findings(&cluster, config);
+    let findings = findings(&cluster, &config);
     cluster.leave().await;
     let found = Finding {
         transport: cluster.capabilities().name,
@@ -456,6 +459,13 @@ async fn check(config: &Config, listen: Duration, output: Output) -> Result<Exit
         write(output, &found)?;
     }
     Ok(if alone { ExitCode::from(4) } else { ExitCode::SUCCESS })
+}
+
+fn listen_anywhere(config: &mut Config) {
+    let unicast = &mut config.cluster.unicast;
+    let own = std::mem::replace(&mut unicast.listen, vec!["0.0.0.0:0".into()]);
+    let here = |address: String| address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:");
+    unicast.peers.extend(own.into_iter().map(here));
 }
 
 /// In words, what a listener's counters mean.
@@ -495,6 +505,7 @@ const fn hint(transport: TransportKind) -> &'static str {
         TransportKind::Multicast => {
             "is another node running, on this group and port? Many networks, and nearly all clouds, carry no multicast"
         }
+        TransportKind::Unicast => "is another node running, and does cluster.unicast.peers name it? Is its port open?",
         TransportKind::Redis => "is another node running, on this Redis, with the same key files?",
         TransportKind::Postgres => "is another node running, on this database, with the same key files?",
     }

@@ -161,7 +161,7 @@ pub(crate) enum Beyond {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClusterSection {
-    /// `none`, `redis`, `multicast` or `postgres`. Default `none`: nodes meet in the log, and in a shared view.
+    /// `none`, `redis`, `multicast`, `unicast` or `postgres`. Default `none`: nodes meet in the log, and in a shared view.
     pub transport: TransportKind,
     /// How many nodes there should be, so that a node can say when it sees fewer. Default 0: not known.
     pub nodes: usize,
@@ -176,6 +176,8 @@ pub(crate) struct ClusterSection {
     pub require_encrypted_link: bool,
     /// Refuse to start on a transport whose peers do not prove who they are by certificates. Default false.
     pub require_peer_certificates: bool,
+    /// `unicast`: connections between nodes.
+    pub unicast: UnicastSection,
     /// `multicast`: datagrams to a group.
     pub multicast: MulticastSection,
     /// `redis`: channels of a Redis.
@@ -190,7 +192,34 @@ pub(crate) enum TransportKind {
     None,
     Redis,
     Multicast,
+    Unicast,
     Postgres,
+}
+
+/// Connections between nodes.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UnicastSection {
+    /// Addresses to listen at, `host:port`. Default `0.0.0.0:7447`.
+    pub listen: Vec<String>,
+    /// Other nodes, `host:port`. One of them is enough: the rest is found through it. A name is resolved anew at each attempt, so one of a
+    /// headless service will do. A node's own address may be among them.
+    pub peers: Vec<String>,
+    /// Whether nodes also look for each other by multicast. Default false.
+    pub multicast_scouting: bool,
+    /// Speak plain TCP. Frames are sealed all the same, but peers do not prove who they are. Default false.
+    pub plaintext: bool,
+    /// PEM file of the authorities whose nodes are let in.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of this node's certificate and chain.
+    pub certificate_file: Option<PathBuf>,
+    /// PEM file of its key. These three are read again when they change.
+    pub key_file: Option<PathBuf>,
+    /// Common names of the certificates that take part. Default: every certificate of the authorities.
+    pub allowed_names: Vec<String>,
+    /// Whether a certificate must name the host or address that was connected to. Without it `allowed_names` must say who takes part.
+    /// Default true.
+    pub verify_host: bool,
 }
 
 /// Datagrams to a group.
@@ -608,6 +637,17 @@ impl Default for Config {
                 lease_ms: 2_000,
                 require_encrypted_link: false,
                 require_peer_certificates: false,
+                unicast: UnicastSection {
+                    listen: vec!["0.0.0.0:7447".into()],
+                    peers: Vec::new(),
+                    multicast_scouting: false,
+                    plaintext: false,
+                    ca_file: None,
+                    certificate_file: None,
+                    key_file: None,
+                    allowed_names: Vec::new(),
+                    verify_host: true,
+                },
                 multicast: MulticastSection {
                     group: "239.255.77.46:7446".into(),
                     interface: None,

@@ -207,7 +207,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     service.record(&service.node_caller(&first_realm), started).await?;
 
     // Before the view is rebuilt: a peer may have it.
-    let joined = cluster::join(&config, &cluster_keyring, &origin, service.host())?;
+    let joined = cluster::join(&config, &cluster_keyring, &origin, service.host()).await?;
     if let Some(joined) = &joined {
         service.join(Arc::clone(joined.cluster()));
         cluster::show(joined.cluster(), &metrics);

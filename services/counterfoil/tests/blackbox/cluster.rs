@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::program::{APPLICATION, Home, Program, database, redis};
+use crate::soap::Identity;
 
 /// What a transport needs beside its name.
 fn over(transport: &str, configure: impl Fn(Home, usize) -> Home) -> (Vec<Home>, Vec<Program>) {
@@ -127,6 +128,31 @@ fn over_multicast() {
     let group = format!("239.255.{high}.{low}:{}", 20_000 + u16::from_be_bytes([high, low]) % 20_000);
     a_session_moves_and_survives("multicast", move |home, _| {
         home.with("CLUSTER__MULTICAST__GROUP", &group).with("CLUSTER__MULTICAST__INTERFACE", "127.0.0.1")
+    });
+}
+
+#[test]
+fn over_unicast_with_certificates() {
+    let authority = Identity::new("authority", None);
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, pem: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path.display().to_string()
+    };
+    let ca = file("ca.pem", &authority.certificate.to_pem().unwrap());
+    // Ports that were free a moment ago.
+    let listeners = [0; 3].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let addresses = listeners.map(|listener| listener.local_addr().unwrap().to_string());
+    a_session_moves_and_survives("unicast", |home, n| {
+        let own = Identity::new(&format!("node-{n}"), Some(&authority));
+        home.with("CLUSTER__UNICAST__LISTEN", format!("[\"{}\"]", addresses[n - 1]))
+            .with("CLUSTER__UNICAST__PEERS", format!("[\"{}\"]", addresses.join("\",\"")))
+            .with("CLUSTER__UNICAST__CA_FILE", &ca)
+            .with("CLUSTER__UNICAST__CERTIFICATE_FILE", file(&format!("{n}.pem"), &own.certificate.to_pem().unwrap()))
+            .with("CLUSTER__UNICAST__KEY_FILE", file(&format!("{n}.key"), &own.key.private_key_to_pem_pkcs8().unwrap()))
+            .with("CLUSTER__REQUIRE_ENCRYPTED_LINK", "true")
+            .with("CLUSTER__REQUIRE_PEER_CERTIFICATES", "true")
     });
 }
 
