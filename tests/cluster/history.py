@@ -206,6 +206,10 @@ class History:
         # Who need not know the renewal need not know its token.
         if op["op"] == "validate" and op["reason"] == "unknown" and needed < op["token_version"]:
             return
+        # Of a session that has ended, a token that was replaced before may be forgotten: it opens nothing either way.
+        if op["op"] == "validate" and op["reason"] == "unknown" and session.ended and any(
+                entry["action"] == "session.renewed" for entry in session.versions[op["token_version"]:]):
+            return
         self.checked(rule)
         ended = session.ended and session.ended["version"] <= needed
         if ended and active:

@@ -140,6 +140,11 @@ class Rules(unittest.TestCase):
         self.broken("staleness", lambda h, ops, log: ops[5].update(start=4.7, end=4.8))
         self.broken("staleness", lambda h, ops, log: ops.append(read(16, 1, {"made": "a2"}, session=T)))
 
+    def test_a_replaced_token_of_an_ended_session_may_be_forgotten_and_no_other(self):
+        late = operation("validate", 12.3, 12.4, 200, active=False, reason="unknown", token_version=1, min_index=4)
+        self.fine(lambda h, ops, log: ops.append(late))
+        self.broken("min_index", lambda h, ops, log: ops.append({**late, "token_version": 3}))
+
     def test_true_reads(self):
         self.broken("true_reads", lambda h, ops, log: ops[2].update(attributes={"made": "other"}))
         self.broken("true_reads", lambda h, ops, log: ops[2].update(version=9))

@@ -204,7 +204,7 @@ class Redis:
     def start(self):
         with open(self.folder / "redis.log", "a") as log:
             self.process = subprocess.Popen(
-                [*self.network.inside("redis"), "redis-server", "--bind", self.network.address("redis"), "127.0.0.1", "--save", "", "--appendonly", "no",
+                [*self.network.inside("redis"), "redis-server", "--bind", self.network.address("redis"), "127.0.0.1", "--protected-mode", "no", "--save", "", "--appendonly", "no",
                  "--dir", str(self.folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
         if not wait_for(lambda: self.ask("ping").strip() == "PONG", 10):
             raise CannotStart("Redis does not start")

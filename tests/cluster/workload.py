@@ -4,6 +4,7 @@ import collections
 import http.client
 import json
 import random
+import select
 import threading
 import time
 
@@ -20,8 +21,8 @@ class Http:
 
     def ask(self, node, method, path, body=None, headers=None, kind="application/json"):
         connection, used = self.open.pop(node, (None, 0))
-        # A server may close what was idle for long, and that is no fault of it.
-        if connection is None or time.monotonic() - used > 2:
+        # A server may close what was idle for long, or what its last life had opened, and that is no fault of it.
+        if connection is None or time.monotonic() - used > 2 or select.select([connection.sock], [], [], 0)[0]:
             if connection:
                 connection.close()
             connection = http.client.HTTPConnection(*self.addresses[node], timeout=self.timeout)
