@@ -14,6 +14,7 @@ mod nonces;
 mod open;
 mod postings;
 mod read;
+mod readers;
 
 pub use nonces::PostgresNonces;
 pub use open::{OpenError, PostgresConfig, PostgresLog, migrate};

@@ -5,13 +5,13 @@ use std::fmt;
 use async_trait::async_trait;
 use nonce_store::{Claimed, NonceError, NonceStore};
 use session_model::{Digest, Timestamp};
-use sqlx::PgPool;
 
 use crate::PostgresLog;
+use crate::readers::Readers;
 
 /// Nonces in the log's database. A claim is a committed transaction: a nonce survives whatever the log survives.
 pub struct PostgresNonces {
-    pool: PgPool,
+    pool: Readers,
 }
 
 impl fmt::Debug for PostgresNonces {

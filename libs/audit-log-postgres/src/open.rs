@@ -13,6 +13,7 @@ use sqlx::{Connection, Executor, PgConnection, PgPool, SqlStr};
 use tracing::warn;
 
 use crate::append::APPEND;
+use crate::readers::Readers;
 
 /// The schema this program was written for. A newer one that still serves it will do: see migrations/README.md.
 const SCHEMA: i32 = 2;
@@ -77,7 +78,7 @@ pub enum OpenError {
 
 /// A log in PostgreSQL.
 pub struct PostgresLog {
-    pub(crate) readers: PgPool,
+    pub(crate) readers: Readers,
     /// The appending connection, between appends. Whoever appends takes it out, and puts it back only when the server has
     /// answered: one that is dropped on the way (an append that was cancelled) is closed, and never gets the next caller an
     /// answer that was another's.
@@ -130,6 +131,8 @@ impl PostgresLog {
             .fetch_one(&readers)
             .await
             .map(AtomicI64::new)?;
+        // A little longer than the server works on a statement: most often it says itself why it gave up.
+        let readers = Readers::new(readers, config.statement_timeout.mul_f64(1.1));
         Ok(Self {
             readers,
             writer: Mutex::new(None),

@@ -52,12 +52,13 @@ pub struct FaultyLog {
     inner: Arc<dyn LogStore>,
     orders: Mutex<VecDeque<Fault>>,
     cut: AtomicBool,
+    mute: AtomicBool,
 }
 
 impl FaultyLog {
     /// Wraps a log.
     pub fn new(inner: Arc<dyn LogStore>) -> Self {
-        Self { inner, orders: Mutex::default(), cut: AtomicBool::new(false) }
+        Self { inner, orders: Mutex::default(), cut: AtomicBool::new(false), mute: AtomicBool::new(false) }
     }
 
     /// Orders a fault: it strikes at the next step that can fail this way, once.
@@ -68,6 +69,17 @@ impl FaultyLog {
     /// Puts the log out of reach, or back within it.
     pub fn cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::Relaxed);
+    }
+
+    /// From now on questions that find sessions are never answered, nor refused.
+    pub fn fall_silent(&self) {
+        self.mute.store(true, Ordering::Relaxed);
+    }
+
+    async fn speak(&self) {
+        if self.mute.load(Ordering::Relaxed) {
+            pending::<()>().await;
+        }
     }
 
     fn reach(&self) -> Result<&Arc<dyn LogStore>, ReadError> {
@@ -116,6 +128,7 @@ impl LogReader for FaultyLog {
         after: Version,
         limit: usize,
     ) -> Result<Vec<(Version, LeafIndex)>, ReadError> {
+        self.speak().await;
         self.reach()?.session_entries(id, after, limit).await
     }
 
@@ -127,6 +140,7 @@ impl LogReader for FaultyLog {
 #[async_trait]
 impl LogIndex for FaultyLog {
     async fn data_keys_by_lookup(&self, lookups: &[Digest]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
+        self.speak().await;
         self.reach()?.data_keys_by_lookup(lookups).await
     }
 
@@ -148,6 +162,7 @@ impl LogIndex for FaultyLog {
         before: Option<SessionId>,
         limit: usize,
     ) -> Result<Vec<SessionId>, ReadError> {
+        self.speak().await;
         self.reach()?.sessions(filter, before, limit).await
     }
 

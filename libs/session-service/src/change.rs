@@ -80,6 +80,17 @@ impl SessionService {
         token: Option<Token>,
         idempotency: Option<Idempotency>,
     ) -> Result<Changed, ServiceError> {
+        self.in_time(self.change_now(caller, id, command, token, idempotency)).await
+    }
+
+    async fn change_now(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+        command: Command,
+        token: Option<Token>,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Changed, ServiceError> {
         let policy = self.policy(&caller.realm)?;
         let _under_way = match self.enter(idempotency).await? {
             Entered::Replay(answer) => return self.replayed(caller, &answer).await,

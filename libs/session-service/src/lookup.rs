@@ -24,9 +24,9 @@ impl SessionService {
         min_index: Option<LeafIndex>,
     ) -> Result<Option<Viewed>, ServiceError> {
         if let Some(min_index) = min_index
-            && !self.caught_up(min_index).await?
+            && !self.in_time(self.caught_up(min_index)).await?
         {
-            return self.state_from_log(id).await;
+            return self.in_time(self.state_from_log(id)).await;
         }
         let trusted = match self.progress.staleness() {
             // Never whole since the start: it may show a session whose end it has not come to yet.
@@ -35,7 +35,7 @@ impl SessionService {
             Some(staleness) => self.config.max_staleness.is_none_or(|bound| staleness <= bound),
         };
         if !trusted {
-            return self.state_from_log(id).await;
+            return self.in_time(self.state_from_log(id)).await;
         }
         // What lies in front of a shared view may not have heard yet what is in it.
         if min_index.is_none()
@@ -45,10 +45,10 @@ impl SessionService {
         }
         match self.view.get(id).await {
             Ok(Some(viewed)) => Ok(Some(viewed)),
-            Ok(None) | Err(ViewError::Unavailable(_)) => self.state_from_log(id).await,
+            Ok(None) | Err(ViewError::Unavailable(_)) => self.in_time(self.state_from_log(id)).await,
             Err(ViewError::Undecodable(_)) => {
                 self.quarantine(id).await;
-                self.state_from_log(id).await
+                self.in_time(self.state_from_log(id)).await
             }
         }
     }

@@ -18,9 +18,9 @@ use merkle_log::{Plan, Receipt};
 use parking_lot::Mutex;
 use sealing::{Ids, Keyring, token_digest};
 use session_model::{
-    Action, Actor, Attributes, Client, Command, Created, Detail, Digest, EndReason, Ended, Head, Kind, Leaf, LeafIndex,
-    MergePatch, Outcome, Policy, Protocol, RealmName, Role, Seconds, Session, SessionId, Timestamp, Token, TokenDigest,
-    Version, decide, expiry,
+    Action, Actor, Attributes, Client, Command, Created, Detail, Digest, EndReason, Ended, Head, KeyId, Kind, Leaf,
+    LeafIndex, MergePatch, Outcome, Policy, Protocol, RealmName, Role, Seconds, Session, SessionId, Timestamp, Token,
+    TokenDigest, Version, decide, expiry,
 };
 use session_view::{SessionView, Viewed};
 use tokio::sync::mpsc;
@@ -356,11 +356,30 @@ impl SessionService {
         self.keys.close();
     }
 
+    /// Waits no longer than a change may take, and a moment for an append to say itself what became of it.
+    pub(crate) async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, ServiceError>>,
+    ) -> Result<T, ServiceError> {
+        const MOMENT: Duration = Duration::from_millis(50);
+        let answer = tokio::time::timeout(self.config.deadline + MOMENT, work).await;
+        answer.map_err(|_| ServiceError::Unavailable(Unavailable::LogRead))?
+    }
+
     /// Begins a session.
     ///
     /// # Errors
     /// [`ServiceError`].
     pub async fn create(
+        &self,
+        caller: &Caller,
+        new: NewSession,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Changed, ServiceError> {
+        self.in_time(self.create_now(caller, new, idempotency)).await
+    }
+
+    async fn create_now(
         &self,
         caller: &Caller,
         new: NewSession,
@@ -484,6 +503,10 @@ impl SessionService {
     /// # Errors
     /// [`ServiceError`].
     pub async fn get(&self, caller: &Caller, id: SessionId) -> Result<Arc<Session>, ServiceError> {
+        self.in_time(self.get_now(caller, id)).await
+    }
+
+    async fn get_now(&self, caller: &Caller, id: SessionId) -> Result<Arc<Session>, ServiceError> {
         let policy = self.policy(&caller.realm)?;
         let session = self.full(caller, id).await?;
         if policy.audited_reads {
@@ -599,9 +622,7 @@ impl SessionService {
         except: Option<SessionId>,
         reason: EndReason,
     ) -> Result<Vec<Changed>, ServiceError> {
-        let Some((key, _)) = self.keys.find_subject(&caller.realm, subject).await.map_err(of_key)? else {
-            return Ok(Vec::new());
-        };
+        let Some(key) = self.key_of_subject(&caller.realm, subject).await? else { return Ok(Vec::new()) };
         let filter = SessionFilter { realm: caller.realm.clone(), key: Some(key), open: Some(true), kind: None };
         self.end_all(caller, &filter, except, &reason).await
     }
@@ -619,13 +640,18 @@ impl SessionService {
     ) -> Result<Vec<Changed>, ServiceError> {
         let key = match subject {
             None => None,
-            Some(subject) => match self.keys.find_subject(&caller.realm, subject).await.map_err(of_key)? {
-                Some((key, _)) => Some(key),
+            Some(subject) => match self.key_of_subject(&caller.realm, subject).await? {
+                Some(key) => Some(key),
                 None => return Ok(Vec::new()),
             },
         };
         let filter = SessionFilter { realm: caller.realm.clone(), key, open: Some(true), kind };
         self.end_all(caller, &filter, None, &reason).await
+    }
+
+    async fn key_of_subject(&self, realm: &RealmName, subject: &str) -> Result<Option<KeyId>, ServiceError> {
+        let finding = async { self.keys.find_subject(realm, subject).await.map_err(of_key) };
+        Ok(self.in_time(finding).await?.map(|(key, _)| key))
     }
 
     async fn end_all(
@@ -639,7 +665,8 @@ impl SessionService {
         let mut all = Vec::new();
         let mut before = None;
         loop {
-            let ids = self.log.sessions(filter, before, 500).await.map_err(of_read)?;
+            let page = async { self.log.sessions(filter, before, 500).await.map_err(of_read) };
+            let ids = self.in_time(page).await?;
             before = ids.last().copied();
             let ended: Vec<_> = stream::iter(ids.into_iter().filter(|id| Some(*id) != except))
                 .map(|id| self.end(caller, id, reason.clone()))
@@ -665,6 +692,10 @@ impl SessionService {
     /// # Errors
     /// [`ServiceError`].
     pub async fn list(&self, caller: &Caller, query: &ListQuery) -> Result<Page, ServiceError> {
+        self.in_time(self.list_now(caller, query)).await
+    }
+
+    async fn list_now(&self, caller: &Caller, query: &ListQuery) -> Result<Page, ServiceError> {
         const AT_ONCE: usize = 16;
         let key = match &query.subject {
             None => None,
@@ -697,6 +728,10 @@ impl SessionService {
     /// # Errors
     /// [`ServiceError::NotFound`] if the realm has no such entry.
     pub async fn receipt(&self, realm: &RealmName, index: LeafIndex) -> Result<Receipt, ServiceError> {
+        self.in_time(self.receipt_now(realm, index)).await
+    }
+
+    async fn receipt_now(&self, realm: &RealmName, index: LeafIndex) -> Result<Receipt, ServiceError> {
         let head = self.log.head().await.map_err(of_read)?;
         let stored = self.log.entries(&[index]).await.map_err(of_read)?;
         let Some(Some(entry)) = stored.first() else { return Err(ServiceError::NotFound) };
@@ -718,6 +753,10 @@ impl SessionService {
     /// # Errors
     /// [`ServiceError`]: then it is not recorded, and whatever it was to record must not happen.
     pub async fn record(&self, caller: &Caller, record: Record) -> Result<Place, ServiceError> {
+        self.in_time(self.record_now(caller, record)).await
+    }
+
+    async fn record_now(&self, caller: &Caller, record: Record) -> Result<Place, ServiceError> {
         let deadline = Instant::now() + self.config.deadline;
         loop {
             let found = self.keys.of_subject(&caller.realm, HOUSE).await.map_err(of_key)?;

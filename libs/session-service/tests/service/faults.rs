@@ -137,3 +137,28 @@ async fn many_at_once_meet_every_fault_and_the_log_still_proves_itself() {
     let leaves = rig.leaves().await;
     assert!(leaves.len() >= acknowledged && acknowledged > 0, "{} entries, {acknowledged} acknowledged", leaves.len());
 }
+
+/// A server that was cut off says nothing at all: nobody waits for it longer than for a change.
+#[tokio::test(start_paused = true)]
+async fn a_log_that_does_not_answer_is_not_waited_for() {
+    let (faulty, rig) = rig();
+    rig.create(Some("ada")).await;
+    let elsewhere = rig.beside();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    faulty.fall_silent();
+    let (service, id) = (&elsewhere.service, sealing::Ids.session(rig.service.now()).unwrap());
+    let logout = session_model::EndReason::requested("logout").unwrap();
+    let began = tokio::time::Instant::now();
+    let unavailable = [
+        service.get(&caller(), id).await.err(),
+        service.update(&caller(), id, patch("{}"), None).await.err(),
+        service.create(&caller(), new(Some("bob")), None).await.err(),
+        service.end_subject(&caller(), "ada", None, logout).await.err(),
+        service.list(&caller(), &Default::default()).await.err(),
+    ];
+    for (at, failure) in unavailable.iter().enumerate() {
+        assert!(matches!(failure, Some(ServiceError::Unavailable(_))), "{at}: {failure:?}");
+    }
+    let longest = std::time::Duration::from_millis(5_100) * u32::try_from(unavailable.len()).unwrap();
+    assert!(began.elapsed() <= longest, "{:?}", began.elapsed());
+}
