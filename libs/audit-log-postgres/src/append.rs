@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::PostgresLog;
 use crate::changes::{Asked, Changes};
-use crate::open::{signed, unavailable, unsigned};
+use crate::open::{NO_STANDBY, signed, unavailable, unsigned};
 
 pub(crate) const APPEND: &str = "SELECT * FROM counterfoil.append(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
@@ -43,6 +43,9 @@ impl LogWriter for PostgresLog {
     async fn append(&self, batch: &Batch) -> Result<Appended, AppendError> {
         if batch.entries.is_empty() {
             return Ok(Appended::Committed);
+        }
+        if self.lacks_standby.load(Ordering::Relaxed) {
+            return Err(AppendError::NotDone(NO_STANDBY.into()));
         }
         let mut connection = self.take_writer().await.map_err(|error| AppendError::NotDone(error.into()))?;
         for _ in 0..ATTEMPTS {
@@ -121,6 +124,7 @@ impl LogWriter for PostgresLog {
     }
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {
+        self.look_for_standby().await.map_err(unavailable)?;
         let query = sqlx::query("SELECT counterfoil.prepare($1, $2)").bind(signed(size.0)).bind(now.as_micros());
         query.execute(&self.readers).await.map(drop).map_err(unavailable)
     }

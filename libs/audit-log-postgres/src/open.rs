@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use audit_log::ReadError;
@@ -34,6 +34,9 @@ pub struct PostgresConfig {
     pub statement_timeout: Duration,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
+    /// Whether the server must have a synchronous standby: then a checkpoint is seen by nobody before a second machine has it, and no
+    /// failover to that machine can contradict it.
+    pub require_standby: bool,
 }
 
 impl fmt::Debug for PostgresConfig {
@@ -71,6 +74,9 @@ pub enum OpenError {
         /// What it is set to.
         setting: String,
     },
+    /// A standby is required, and none is named.
+    #[error("{0}")]
+    NoStandby(&'static str),
     /// The schema cannot be brought up to date.
     #[error("the log's schema cannot be brought up to date")]
     Migrate(#[from] MigrateError),
@@ -89,7 +95,14 @@ pub struct PostgresLog {
     pub(crate) answer_timeout: Duration,
     writer_options: PgConnectOptions,
     connect_timeout: Duration,
+    require_standby: bool,
+    /// Whether it was found without the standby that is required: then nothing is appended.
+    pub(crate) lacks_standby: AtomicBool,
 }
+
+/// What is said where a standby is required and none is named.
+pub(crate) const NO_STANDBY: &str = "a synchronous standby is required (log.require_synchronous_standby), and the server waits for none: its \
+                                     synchronous_standby_names is empty, or synchronous_commit is local or off";
 
 impl fmt::Debug for PostgresLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,6 +140,9 @@ impl PostgresLog {
             .connect_with(options.clone())
             .await?;
         check(&readers).await?;
+        if config.require_standby && !has_standby(&readers).await? {
+            return Err(OpenError::NoStandby(NO_STANDBY));
+        }
         let fence = sqlx::query_scalar("SELECT fence FROM counterfoil.log_head")
             .fetch_one(&readers)
             .await
@@ -140,7 +156,18 @@ impl PostgresLog {
             answer_timeout: config.statement_timeout * 2,
             writer_options: options,
             connect_timeout: config.statement_timeout,
+            require_standby: config.require_standby,
+            lacks_standby: AtomicBool::new(false),
         })
+    }
+
+    /// Looks again whether the server has the standby that is required.
+    pub(crate) async fn look_for_standby(&self) -> Result<(), sqlx::Error> {
+        if self.require_standby {
+            let lacks = !has_standby(&self.readers).await?;
+            self.lacks_standby.store(lacks, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The appending connection, or a new one.
@@ -209,6 +236,15 @@ async fn check(readers: &PgPool) -> Result<(), OpenError> {
         warn!(%role, "the log is written as a superuser, whom no grant restrains: a role with counterfoil_writer is enough");
     }
     Ok(())
+}
+
+/// Whether a commit waits for a standby. A standby that is named and not there makes commits wait, and so time out.
+async fn has_standby<'c>(readers: impl sqlx::Executor<'c, Database = sqlx::Postgres>) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT current_setting('synchronous_standby_names') <> '' AND current_setting('synchronous_commit') NOT IN ('off', 'local')",
+    )
+    .fetch_one(readers)
+    .await
 }
 
 /// Brings the schema up to date. Needs a role that may create schemas and roles.

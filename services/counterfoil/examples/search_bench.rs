@@ -273,6 +273,7 @@ async fn open(url: &str) -> Arc<dyn LogStore> {
         connections: 8,
         statement_timeout: Duration::from_secs(60),
         application_name: "search_bench".into(),
+        require_standby: false,
     };
     Arc::new(PostgresLog::connect(config).await.unwrap())
 }

@@ -68,6 +68,7 @@ fn postgres(config: &Config, url: String) -> PostgresConfig {
         // The server gives up a little before we stop waiting: what it is still doing then has an end.
         statement_timeout: config.append_timeout().mul_f64(0.9),
         application_name: format!("counterfoil {}", config.node),
+        require_standby: config.log.require_synchronous_standby,
     }
 }
 

@@ -116,6 +116,9 @@ pub(crate) struct Log {
     pub deadline_ms: u64,
     /// Connections to PostgreSQL. Default 8.
     pub connections: u32,
+    /// Append only to a PostgreSQL whose commits wait for a synchronous standby, so that no checkpoint is seen before a second machine has
+    /// it. Looked at when the log is opened, and now and then. Default false.
+    pub require_synchronous_standby: bool,
 }
 
 /// Key files.
@@ -618,6 +621,7 @@ impl Default for Config {
                 append_timeout_ms: 4_000,
                 deadline_ms: 5_000,
                 connections: 8,
+                require_synchronous_standby: false,
             },
             keys: Keys { dir: None },
             view: View {

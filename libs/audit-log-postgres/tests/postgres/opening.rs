@@ -62,6 +62,7 @@ async fn a_server_that_cannot_be_reached_is_said_so() {
         connections: 1,
         statement_timeout: std::time::Duration::from_millis(300),
         application_name: "test".to_owned(),
+        require_standby: false,
     };
     assert!(!format!("{config:?}").contains("hunter2"));
     let failure = audit_log_postgres::PostgresLog::connect(config).await.unwrap_err();
@@ -83,6 +84,16 @@ async fn synchronous_commit_that_promises_too_little_is_refused() {
         database.run(&format!("ALTER ROLE {writer} SET synchronous_commit = {setting}")).await;
         commit(&database.open().await, vec![Draft::new(1)]).await;
     }
+}
+
+/// The tests' server has no standby, and says so.
+#[tokio::test]
+async fn a_standby_that_is_required_and_not_there_is_asked_for() {
+    let database = Database::new().await;
+    let config = audit_log_postgres::PostgresConfig { require_standby: true, ..database.config() };
+    let failure = audit_log_postgres::PostgresLog::connect(config).await.unwrap_err();
+    assert!(matches!(failure, OpenError::NoStandby(_)), "{failure:?}");
+    assert!(failure.to_string().contains("synchronous_standby_names"), "{failure}");
 }
 
 /// Anybody may set it for himself, at any time: so each append looks.

@@ -81,6 +81,7 @@ impl Database {
             connections: 2,
             statement_timeout: Duration::from_secs(5),
             application_name: "test".to_owned(),
+            require_standby: false,
         }
     }
 
