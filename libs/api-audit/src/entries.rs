@@ -133,16 +133,9 @@ impl EntriesQuery {
             None => Ok(None),
             Some(text) => Timestamp::parse(text).map(Some).ok_or_else(|| bad(name, "must be an RFC 3339 time")),
         };
-        let subject = match &self.subject {
-            None => None,
-            Some(subject) => {
-                check_text(subject, SUBJECT).map_err(|fault| bad("subject", &fault.to_string()))?;
-                match api.archive.subject_key(realm, subject).await.map_err(search_problem)? {
-                    Some(key) => Some(key),
-                    None => return Ok(Wanted::Nothing),
-                }
-            }
-        };
+        if let Some(subject) = &self.subject {
+            check_text(subject, SUBJECT).map_err(|fault| bad("subject", &fault.to_string()))?;
+        }
         if let Some(actor) = &self.actor {
             check_text(actor, ACTOR).map_err(|fault| bad("actor", &fault.to_string()))?;
         }
@@ -157,17 +150,25 @@ impl EntriesQuery {
         let session = self.session.as_ref().map(|id| id.parse().map_err(|_| bad("session", "must be a session id")));
         let address =
             self.address.as_ref().map(|text| text.parse().map_err(|_| bad("address", "must be an IP address")));
-        Ok(Wanted::These(Box::new(EntryFilter {
+        let mut filter = EntryFilter {
             realm: realm.clone(),
             from: time("from", &self.from)?,
             to: time("to", &self.to)?,
             session: session.transpose()?,
-            subject,
+            subject: None,
             actor: self.actor.clone(),
             action,
             outcome,
             address: address.transpose()?,
-        })))
+        };
+        // Last: what is malformed is said to be, whether or not there is such a subject.
+        if let Some(subject) = &self.subject {
+            filter.subject = api.archive.subject_key(realm, subject).await.map_err(search_problem)?;
+            if filter.subject.is_none() {
+                return Ok(Wanted::Nothing);
+            }
+        }
+        Ok(Wanted::These(Box::new(filter)))
     }
 
     /// What the entry about this reading says: ids and words, never a subject's name or an address.

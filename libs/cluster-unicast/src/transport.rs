@@ -125,7 +125,10 @@ impl Transport for UnicastTransport {
     }
 
     fn describe(&self) -> Vec<String> {
-        self.shared.describe()
+        // zenoh answers in place, which not every kind of runtime lets it: on a thread that has none.
+        let shared = Arc::clone(&self.shared);
+        let asked = std::thread::Builder::new().spawn(move || shared.describe());
+        asked.ok().and_then(|asked| asked.join().ok()).unwrap_or_default()
     }
 
     async fn close(&self) {

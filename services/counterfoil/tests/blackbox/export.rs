@@ -87,6 +87,10 @@ fn the_export_is_for_auditors_and_malformed_questions_are_named() {
         ("format=jsonl&outcome=x", "#query/outcome"),
         ("format=jsonl&session=x", "#query/session"),
         ("format=jsonl&x=1", "#query/x"),
+        // Also where the subject is unknown, and so nothing would be found.
+        ("format=jsonl&subject=nobody&to=yesterday", "#query/to"),
+        ("format=jsonl&subject=nobody&action=x", "#query/action"),
+        ("format=jsonl&subject=nobody&address=x", "#query/address"),
     ] {
         let answer = program.json(AUDITOR, "GET", &format!("/v1/audit/export?{query}"), None);
         assert_eq!((answer.status, answer.json()["errors"][0]["pointer"].as_str()), (400, Some(pointer)), "{query}");
