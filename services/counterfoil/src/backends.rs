@@ -20,6 +20,8 @@ use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
 use session_view_folder::{FolderView, FolderViewConfig};
 use session_view_redis::{RedisView, RedisViewConfig};
 
+use tracing::warn;
+
 use crate::config::{Beyond, Config, ConfigError, MulticastSection, TransportKind, blot};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -249,6 +251,12 @@ fn unicast(config: &Config, namespace: &str) -> Result<UnicastConfig, Failure> {
             watch: Duration::from_secs(5),
         })
     };
+    if tls.is_some() && std::env::var_os("ZENOH_RUNTIME").is_none() {
+        warn!(
+            "zenoh reads and writes a TLS connection from two threads that nothing keeps apart, and can abort the process when one fails: see \
+             docs/cluster.md, unicast, for what to set in the environment, or use another transport"
+        );
+    }
     Ok(UnicastConfig {
         peers: section.peers.clone(),
         multicast_scouting: section.multicast_scouting,
