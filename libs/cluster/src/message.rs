@@ -15,7 +15,7 @@ pub struct Record {
     pub session: SessionId,
     /// The entry that made it.
     pub index: LeafIndex,
-    /// The state, in the form that the service writes.
+    /// The state, in the form that the service writes; empty in an [`Answer`] where it was too large.
     pub value: Vec<u8>,
 }
 
@@ -180,16 +180,16 @@ impl IntoSize for LeafIndex {
 }
 
 impl Answer {
-    /// Cuts the records of a page into answers whose messages have at most `max` bytes. A record that is larger by itself is left out:
-    /// who lacks it reads the log.
+    /// Cuts the records of a page into answers whose messages have at most `max` bytes. A record that is larger by itself loses its
+    /// value: who gets it knows what to read from the log.
     pub fn cut(question: u64, reflects: TreeSize, next: Option<u64>, records: Vec<Record>, max: usize) -> Vec<Self> {
         let mut pages = vec![Vec::new()];
         let mut bytes = ANSWER_HEAD;
-        for record in records {
-            let more = record.bytes();
-            if ANSWER_HEAD + more > max {
-                continue;
+        for mut record in records {
+            if ANSWER_HEAD + record.bytes() > max {
+                record.value.clear();
             }
+            let more = record.bytes();
             if bytes + more > max {
                 pages.push(Vec::new());
                 bytes = ANSWER_HEAD;

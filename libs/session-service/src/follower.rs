@@ -175,8 +175,9 @@ async fn catch_up(
 ) -> Result<(), FollowError> {
     let asked = Instant::now();
     let size = service.log.head().await?.size();
-    service.contact.answered(asked);
+    // In this order: a peer that is told of the time must be told of no smaller size.
     service.progress.saw(size);
+    service.contact.answered(asked);
     service.progress.knows(asked, size);
     let rebuilding = status.lock().rebuild == RebuildState::Running;
     let mut next: Option<Result<Vec<StoredBatch>, ReadError>> = None;

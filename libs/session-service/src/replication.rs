@@ -1,5 +1,6 @@
 //! Telling other nodes what this one committed, and taking in what they did.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -87,11 +88,11 @@ fn session(record: &Record) -> Option<Session> {
 impl Host for Peers {
     fn standing(&self) -> Standing {
         match self.0.upgrade() {
-            Some(service) => Standing {
-                size: service.progress.size(),
-                reflects: service.progress.reflected(),
-                log_age: service.contact.asked(),
-            },
+            Some(service) => {
+                // The time first: whatever the log had by then is in the size.
+                let log_age = service.contact.asked();
+                Standing { size: service.progress.size(), reflects: service.progress.reflected(), log_age }
+            }
             None => Standing { size: TreeSize(0), reflects: TreeSize(0), log_age: None },
         }
     }
@@ -181,16 +182,30 @@ impl SessionService {
         if tokio::time::timeout(FIND, found).await.is_err() {
             return;
         }
-        let copied = cluster
-            .snapshot(|records| async move {
-                let states: Vec<Arc<Session>> = records.iter().filter_map(session).map(Arc::new).collect();
-                if let Err(failure) = self.view.apply(&states).await {
-                    warn!(failure = &failure as &dyn std::error::Error, "the view could not take a copy of a peer's");
-                }
-            })
-            .await;
-        if let Some(reflects) = copied {
+        let whole = AtomicBool::new(true);
+        let copied = cluster.snapshot(|records| self.take_copied(records, &whole)).await;
+        if let Some(reflects) = copied.filter(|_| whole.load(Ordering::Relaxed)) {
             self.progress.applied(LeafIndex(0), reflects);
+        }
+    }
+
+    /// Takes part of a peer's view. A session that was too large to be sent, or is in a later form, is read from the log: one that this view
+    /// lacked it would never see expire.
+    async fn take_copied(&self, records: Vec<Record>, whole: &AtomicBool) {
+        let (mut states, mut unread) = (Vec::with_capacity(records.len()), Vec::new());
+        for record in &records {
+            match session(record) {
+                Some(session) => states.push(Arc::new(session)),
+                None => unread.push(record.session),
+            }
+        }
+        let mut taken = self.view.apply(&states).await.is_ok();
+        for id in unread {
+            taken &= self.state_from_log(id).await.is_ok();
+        }
+        if !taken {
+            warn!("the view could not take all of a peer's: what it lacks is read from the log");
+            whole.store(false, Ordering::Relaxed);
         }
     }
 }
