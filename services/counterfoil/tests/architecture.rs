@@ -93,6 +93,8 @@ const MAY: &[(&str, &[&str])] = &[
     ("counterfoil-verify", &["merkle-log", "session-model", "time-stamp"]),
     ("counterfoil-bench-cluster", &["cluster", "cluster-unicast", "sealing", "session-model"]),
     ("counterfoil-bench-peers", &[]),
+    // What the tests run against.
+    ("counterfoil-test-servers", &[]),
 ];
 
 /// What the pure crates may not touch, however far down: no I/O, no runtime, no clock of their own.

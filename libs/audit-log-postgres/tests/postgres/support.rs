@@ -7,15 +7,11 @@ use std::time::Duration;
 use audit_log_postgres::{OpenError, PostgresConfig, PostgresLog, migrate};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
-use testcontainers_modules::postgres::Postgres as PostgresImage;
-use testcontainers_modules::testcontainers::runners::AsyncRunner;
-use testcontainers_modules::testcontainers::{ContainerAsync, ImageExt};
 
 /// A migrated database, and three roles that may log in to it.
 pub(crate) struct Database {
     server: PgConnectOptions,
     pub(crate) name: String,
-    _container: Option<ContainerAsync<PostgresImage>>,
 }
 
 impl Database {
@@ -37,20 +33,9 @@ impl Database {
     /// Without.
     pub(crate) async fn empty() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let (url, container) = match std::env::var("TEST_DATABASE_URL") {
-            Ok(url) => (url, None),
-            Err(_) => {
-                assert!(
-                    std::env::var("COUNTERFOIL_TEST_CONTAINERS").is_ok_and(|on| on == "1"),
-                    "no PostgreSQL to test with: run ./test, which starts one; or set TEST_DATABASE_URL=postgres://… to a \
-                     superuser's; or set COUNTERFOIL_TEST_CONTAINERS=1 to have Docker start one for each test"
-                );
-                let image = PostgresImage::default().with_tag("15-alpine");
-                let container = image.start().await.expect("Docker starts PostgreSQL");
-                let port = container.get_host_port_ipv4(5432).await.unwrap();
-                (format!("postgres://postgres:postgres@127.0.0.1:{port}/postgres"), Some(container))
-            }
-        };
+        let url = std::env::var("TEST_DATABASE_URL").expect(
+            "no PostgreSQL to test with: run ./test, which starts one, or set TEST_DATABASE_URL=postgres://… to a superuser's",
+        );
         let server = PgConnectOptions::from_str(&url).unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("cf_test_{}_{number}", std::process::id());
@@ -60,7 +45,7 @@ impl Database {
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
         }
         connection.close().await.unwrap();
-        Self { server, name, _container: container }
+        Self { server, name }
     }
 
     /// URL of its superuser.

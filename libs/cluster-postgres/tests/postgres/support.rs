@@ -11,9 +11,6 @@ use cluster::conformance::Medium;
 use cluster::{Audience, Incarnation, Received, SendError, Transport};
 use cluster_postgres::{PostgresTransport, PostgresTransportConfig};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use testcontainers_modules::postgres::Postgres as PostgresImage;
-use testcontainers_modules::testcontainers::runners::AsyncRunner;
-use testcontainers_modules::testcontainers::{ContainerAsync, ImageExt};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long anything may take on a machine that has other things to do.
@@ -23,7 +20,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Namespace {
     pub(crate) url: String,
     pub(crate) name: String,
-    _container: Option<ContainerAsync<PostgresImage>>,
 }
 
 impl Namespace {
@@ -31,18 +27,10 @@ impl Namespace {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("test-{}-{number}", std::process::id());
-        if let Ok(url) = std::env::var("TEST_DATABASE_URL") {
-            return Self { url, name, _container: None };
-        }
-        assert!(
-            std::env::var("COUNTERFOIL_TEST_CONTAINERS").is_ok_and(|on| on == "1"),
-            "no PostgreSQL to test with: run ./test, which starts one; or set TEST_DATABASE_URL=postgres://… to a superuser's; or \
-             set COUNTERFOIL_TEST_CONTAINERS=1 to have Docker start one for each test"
+        let url = std::env::var("TEST_DATABASE_URL").expect(
+            "no PostgreSQL to test with: run ./test, which starts one, or set TEST_DATABASE_URL=postgres://… to a superuser's",
         );
-        let container = PostgresImage::default().with_tag("15-alpine").start().await.expect("Docker starts PostgreSQL");
-        let port = container.get_host_port_ipv4(5432).await.unwrap();
-        let url = format!("postgres://postgres:postgres@127.0.0.1:{port}/postgres");
-        Self { url, name, _container: Some(container) }
+        Self { url, name }
     }
 }
 

@@ -8,9 +8,6 @@ use redis::aio::MultiplexedConnection;
 use session_model::Session;
 use session_view::{Applied, SessionView};
 use session_view_redis::{RedisView, RedisViewConfig};
-use testcontainers_modules::redis::Redis as RedisImage;
-use testcontainers_modules::testcontainers::runners::AsyncRunner;
-use testcontainers_modules::testcontainers::{ContainerAsync, ImageExt};
 use tokio::time::{Instant, sleep};
 
 pub(crate) const KEY: [u8; 32] = [7; 32];
@@ -19,7 +16,6 @@ pub(crate) const KEY: [u8; 32] = [7; 32];
 pub(crate) struct Namespace {
     pub(crate) url: String,
     pub(crate) name: String,
-    _container: Option<ContainerAsync<RedisImage>>,
 }
 
 impl Namespace {
@@ -27,17 +23,9 @@ impl Namespace {
         let mut random = [0; 8];
         openssl::rand::rand_bytes(&mut random).unwrap();
         let name = format!("test-{:016x}", u64::from_be_bytes(random));
-        if let Ok(url) = std::env::var("TEST_REDIS_URL") {
-            return Self { url, name, _container: None };
-        }
-        assert!(
-            std::env::var("COUNTERFOIL_TEST_CONTAINERS").is_ok_and(|on| on == "1"),
-            "no Redis to test with: run ./test, which starts one; or set TEST_REDIS_URL=redis://…; or set \
-             COUNTERFOIL_TEST_CONTAINERS=1 to have Docker start one for each test"
-        );
-        let container = RedisImage::default().with_tag("7").start().await.expect("Docker starts Redis");
-        let port = container.get_host_port_ipv4(6379).await.unwrap();
-        Self { url: format!("redis://127.0.0.1:{port}"), name, _container: Some(container) }
+        let url = std::env::var("TEST_REDIS_URL")
+            .expect("no Redis to test with: run ./test, which starts one, or set TEST_REDIS_URL=redis://…");
+        Self { url, name }
     }
 
     pub(crate) fn config(&self) -> RedisViewConfig {
