@@ -238,6 +238,72 @@ def redis_flushed(bench):
     return lambda: None
 
 
+@fault("redis-fails-over", 4, needs=("sentinels",))
+def redis_fails_over(bench):
+    """The view's master dies with what it had not told its replica, and sentinels promote that."""
+    bench.hurt(*bench.nodes)
+    old = bench.sentinels.fail_over()
+    return lambda: bench.sentinels.rejoin(old)
+
+
+PEERS = "CLUSTER__UNICAST__PEERS"
+
+
+@fault("moved", 0, needs=("unicast",))
+def moved(bench):
+    """A node comes back at another address and calls nobody: the others find it by its name, or not at all."""
+    node = bench.victim()
+    bench.goes_down(node)
+    node.terminate()
+    number = bench.network.hosts[node.host]
+    bench.network.renumber(node.host, number + 30 if number < 30 else number - 30)
+    node.start(but={PEERS: "[]"})
+    bench.is_back(node)
+    bench.watch_return(node)
+    return lambda: None
+
+
+@fault("seed-dead", 2, needs=("unicast",))
+def seed_dead(bench):
+    """Two nodes know of each other only through a third, which dies. One of them starts again, and the other has to look for it."""
+    bench.hurt(*bench.nodes)
+    seed, stays, leaves = bench.rng.sample(bench.nodes, 3)
+    only = {PEERS: f'["{seed.host}:7447"]'}
+    for node in (stays, leaves):
+        bench.goes_down(node)
+        node.terminate()
+        node.start(but=only)
+        bench.is_back(node)
+    if not wait_for(bench.complete, 20):
+        bench.complain("membership", f"20 s after {seed.name} was made the only seed: {[node.cluster() for node in bench.nodes]}")
+    bench.goes_down(seed)
+    bench.goes_down(leaves)
+    seed.kill()
+    leaves.terminate()
+    leaves.start(but=only)
+    bench.is_back(leaves)
+    bench.watch_return(leaves)
+
+    def heal():
+        began = time.monotonic()
+        seed.start()
+        bench.is_back(seed)
+        return began
+    return heal
+
+
+@fault("strangers", 0, needs=("wire",))
+def strangers(bench):
+    """Somebody on the network sends the nodes what was captured, what is altered, and what is noise, and knocks with certificates that must not do."""
+    for way in bench.attack(8):
+        bench.complain("strangers", way)
+    for node in bench.nodes:
+        seen = (node.cluster() or {}).get("members", [])
+        if {member["node"] for member in seen if member["presence"] == "up"} - {other.name for other in bench.nodes}:
+            bench.complain("strangers", f"{node.name} takes somebody for a member: {seen}")
+    return lambda: None
+
+
 def clock_off(by):
     def begin(bench):
         node = bench.victim()

@@ -43,8 +43,9 @@ def why_not():
 class Network:
     """The namespaces of one run. Made in `PREFIX-net`, which the suite has entered."""
 
-    def __init__(self, prefix):
-        self.prefix = prefix
+    def __init__(self, prefix, names):
+        """`names`: the file that stands for /etc/hosts."""
+        self.prefix, self.names = prefix, names
         self.hosts = {}
 
     def inside(self, host):
@@ -75,6 +76,20 @@ class Network:
             self.within(host, "ip", "addr", "add", f"{base}{number}/24", "dev", net)
             self.within(host, "ip", "link", "set", net, "up")
         self.within(host, "ip", "route", "add", "default", "dev", "back")
+        self.write_names()
+
+    def write_names(self):
+        # In place: the file is mounted elsewhere.
+        with open(self.names, "w") as names:
+            names.writelines(f"{self.address(host)} {host}\n" for host in self.hosts)
+
+    def renumber(self, host, number):
+        """The host's name stands for another address of the back network, and the old one is nobody's."""
+        self.within(host, "ip", "addr", "del", f"{self.address(host)}/24", "dev", "back")
+        self.within(host, "ip", "addr", "add", f"{BACK}{number}/24", "dev", "back")
+        self.within(host, "ip", "route", "replace", "default", "dev", "back")
+        self.hosts[host] = number
+        self.write_names()
 
     def address(self, host):
         return BACK + str(self.hosts[host])

@@ -16,6 +16,7 @@ import time
 from network import BACK, FRONT, call
 
 LOG_ADDRESS = 10  # The address that moves to whichever PostgreSQL is the primary.
+STRANGER = BACK + "66"  # Of a machine on the back network that is nobody of ours.
 
 
 class CannotStart(Exception):
@@ -220,6 +221,77 @@ class Redis:
     stop = kill
 
 
+class Sentinels:
+    """A Redis master, its replica, and three sentinels that promote it."""
+
+    SERVICE, PORTS = "sessions", (26379, 26380, 26381)
+
+    def __init__(self, network, folder):
+        self.network, self.folder, self.processes = network, folder, {}
+        self.start_server("redis1")
+        self.start_server("redis2", "redis1")
+        address = network.address("sentinels")
+        for port in self.PORTS:
+            own = folder / f"sentinel-{port}"
+            own.mkdir()
+            (own / "sentinel.conf").write_text(
+                f"sentinel monitor {self.SERVICE} {network.address('redis1')} 6379 2\nsentinel down-after-milliseconds {self.SERVICE} 1000\n"
+                f"sentinel failover-timeout {self.SERVICE} 6000\n")
+            self.spawn(f"sentinel-{port}", "sentinels", str(own / "sentinel.conf"), "--sentinel", "--bind", address, "--port", str(port),
+                       "--dir", str(own), "--protected-mode", "no")
+        if not wait_for(lambda: self.replicas() == 1, 20):
+            raise CannotStart("the sentinels do not know a master and its replica")
+
+    @property
+    def url(self):
+        address = self.network.address("sentinels")
+        return f"redis+sentinel://{','.join(f'{address}:{port}' for port in self.PORTS)}/{self.SERVICE}"
+
+    def spawn(self, name, host, *arguments):
+        with open(self.folder / f"{name}.log", "a") as log:
+            self.processes[name] = subprocess.Popen([*self.network.inside(host), "redis-server", *arguments], stdin=subprocess.DEVNULL, stdout=log,
+                                                    stderr=log, preexec_fn=die_with_parent)
+
+    def start_server(self, host, master=None):
+        follow = ["--replicaof", self.network.address(master), "6379"] if master else []
+        self.spawn(host, host, "--bind", self.network.address(host), "--protected-mode", "no", "--save", "", "--appendonly", "no", "--dir",
+                   str(self.folder), *follow)
+        if not wait_for(lambda: self.ask(host, 6379, "ping") == ["PONG"], 10):
+            raise CannotStart(f"{host} does not start")
+
+    def ask(self, host, port, *words):
+        return self.network.within(host, "redis-cli", "-h", self.network.address(host), "-p", str(port), *words, check=False).split()
+
+    def master(self):
+        """The host that the sentinels say is the master."""
+        found = self.ask("sentinels", self.PORTS[0], "sentinel", "get-master-addr-by-name", self.SERVICE)
+        return next((host for host in ("redis1", "redis2") if found[:1] == [self.network.address(host)]), None)
+
+    def replicas(self):
+        """How many replicas of the master every sentinel knows to be connected."""
+        known = [self.ask("sentinels", port, "sentinel", "replicas", self.SERVICE) for port in self.PORTS]
+        return min(words.count("ok") for words in known)
+
+    def kill(self, host):
+        self.processes[host].kill()
+        self.processes[host].wait()
+
+    def fail_over(self):
+        """The master dies. Answers it, once another was promoted."""
+        old = self.master()
+        self.kill(old)
+        if not wait_for(lambda: self.master() not in (old, None), 20):
+            raise CannotStart(f"the sentinels promote nobody: {(self.folder / f'sentinel-{self.PORTS[0]}.log').read_text()[-500:]}")
+        return old
+
+    def rejoin(self, old):
+        self.start_server(old, self.master())
+
+    def stop(self):
+        for name in self.processes:
+            self.kill(name)
+
+
 class Node:
     """One node: the real binary in a namespace of its own."""
 
@@ -230,12 +302,12 @@ class Node:
         self.process = None
         self.lives = 0
 
-    def start(self, *, clock=None, wait=30):
-        """`clock`: how far the wall clock is off, as faketime writes it."""
+    def start(self, *, clock=None, wait=30, but=None):
+        """`clock`: how far the wall clock is off, as faketime writes it. `but`: settings that are others in this life."""
         settings = {
             "DATA_DIR": str(self.folder / self.name), "NODE": self.name, "KEYS__DIR": str(self.folder / "keys"), "SERVER__LISTEN": "0.0.0.0:8080",
             "MANAGEMENT__LISTEN": "0.0.0.0:9090", **{f"BOOTSTRAP__{role.upper()}_KEY_FILE": str(self.folder / f"key-{role}") for role in ROLES},
-            **self.settings(self)}
+            **self.settings(self), **(but or {})}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("COUNTERFOIL__")}
         environment.update({f"COUNTERFOIL__{name}": value for name, value in settings.items()}, NO_COLOR="1")
         if clock:
@@ -245,8 +317,10 @@ class Node:
         with open(self.out, "w") as out, open(self.folder / f"{self.name}.log", "a") as log:
             log.write(f"---- life {self.lives}\n")
             log.flush()
-            self.process = subprocess.Popen([*self.network.inside(self.host), str(self.binary), "serve"], env=environment, stdin=subprocess.DEVNULL,
-                                            stdout=out, stderr=log, cwd=self.folder, preexec_fn=die_with_parent)
+            # Names are what this file says: one for all nodes, which changes when an address does.
+            named = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(self.network.names)]
+            self.process = subprocess.Popen([*self.network.inside(self.host), *named, str(self.binary), "serve"], env=environment,
+                                            stdin=subprocess.DEVNULL, stdout=out, stderr=log, cwd=self.folder, preexec_fn=die_with_parent)
         if wait and not wait_for(lambda: self.ready() or self.process.poll() is not None, wait):
             raise CannotStart(f"{self.name} is not ready after {wait} s: {self.tail()}")
         if self.process.poll() is not None:
@@ -326,19 +400,35 @@ def faketime():
 
 
 def certificates(folder, names):
-    """A throw-away authority, and a certificate for each name, an address of the back network or a host name."""
+    """A throw-away authority, a certificate for each name, an address of the back network, and a revocation list. Besides, what must not be let
+    in: `revoked`, `expired`, and a `stranger` of another authority."""
     folder.mkdir()
 
     def openssl(*arguments):
         call("openssl", *arguments)
 
-    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=suite authority", "-keyout",
-            f"{folder}/ca.key", "-out", f"{folder}/ca.pem", "-addext", "basicConstraints=critical,CA:TRUE", "-addext",
-            "keyUsage=critical,keyCertSign,cRLSign")
-    for name, address in names.items():
+    def authority(name):
+        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", f"/CN=suite {name}", "-keyout",
+                f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem", "-addext", "basicConstraints=critical,CA:TRUE", "-addext",
+                "keyUsage=critical,keyCertSign,cRLSign")
+
+    def certificate(name, address, by="ca", days="2"):
         openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{folder}/{name}.key",
                 "-out", f"{folder}/{name}.csr")
         (folder / f"{name}.ext").write_text(f"subjectAltName=DNS:{name},IP:{address}\nbasicConstraints=CA:FALSE\nkeyUsage=digitalSignature\n"
                                             "extendedKeyUsage=serverAuth,clientAuth\n")
-        openssl("x509", "-req", "-in", f"{folder}/{name}.csr", "-CA", f"{folder}/ca.pem", "-CAkey", f"{folder}/ca.key", "-CAcreateserial", "-days", "2",
+        openssl("x509", "-req", "-in", f"{folder}/{name}.csr", "-CA", f"{folder}/{by}.pem", "-CAkey", f"{folder}/{by}.key", "-CAcreateserial", "-days", days,
                 "-extfile", f"{folder}/{name}.ext", "-out", f"{folder}/{name}.pem")
+
+    authority("ca")
+    authority("other-ca")
+    for name, address in names.items():
+        certificate(name, address)
+    certificate("revoked", STRANGER)
+    certificate("expired", STRANGER, days="-1")
+    certificate("stranger", STRANGER, by="other-ca")
+    (folder / "index").touch()
+    (folder / "ca.cnf").write_text(f"[ca]\ndefault_ca=d\n[d]\ndatabase={folder}/index\ndefault_md=sha256\ndefault_crl_days=2\n")
+    sign = ("ca", "-config", f"{folder}/ca.cnf", "-keyfile", f"{folder}/ca.key", "-cert", f"{folder}/ca.pem")
+    openssl(*sign, "-revoke", f"{folder}/revoked.pem")
+    openssl(*sign, "-gencrl", "-out", f"{folder}/crl.pem")

@@ -20,16 +20,21 @@ import faults
 import network
 import servers
 from history import Bounds, History
+from wire import payloads
 from workload import Http, Probe, Workload
 
 TRANSPORTS = ("none", "redis", "multicast", "unicast", "postgres")
 NODES = 3
+# Transports whose packets are the nodes' own, by port.
+WIRES = {"multicast": 7446, "unicast": 7447}
+MULTICAST_GROUP = "239.255.77.46"
+WIRE = str(pathlib.Path(__file__).with_name("wire.py"))
 
 
 def arguments():
     parser = argparse.ArgumentParser(prog="tests/cluster/run", description="Three nodes in network namespaces, under faults, and a judge of the history.")
     parser.add_argument("--transport", choices=TRANSPORTS, default="none")
-    parser.add_argument("--view", choices=("memory", "redis"), default="memory", help="where sessions are held")
+    parser.add_argument("--view", choices=("memory", "redis", "sentinel"), default="memory", help="where sessions are held")
     parser.add_argument("--minutes", type=float, help="goes on with faults in random order until so much time has passed; default: each once")
     parser.add_argument("--only", help="faults, by name, separated by commas: " + ", ".join(faults.ALL))
     parser.add_argument("--seed", type=int, default=None, help="of the order of faults, their victims and the workload; printed")
@@ -49,8 +54,8 @@ class Bench:
         self.options, self.folder, self.transport = options, folder, options.transport
         self.rng = random.Random(options.seed)
         self.binary = pathlib.Path(options.counterfoil).resolve()
-        self.network = network.Network(prefix)
-        self.log = self.redis = None
+        self.network = network.Network(prefix, folder / "hosts")
+        self.log = self.redis = self.sentinels = self.tap = None
         self.nodes, self.down, self.weather, self.reports, self.complaints = [], [], [], [], []
         self.hurting, self.watches = set(), []
         self.detections = collections.defaultdict(list)
@@ -68,6 +73,10 @@ class Bench:
         if options.transport == "redis" or options.view == "redis":
             self.network.add("redis", 21, False)
             self.redis = servers.Redis(self.network, self.folder)
+        if options.view == "sentinel":
+            for number, host in enumerate(("redis1", "redis2", "sentinels"), 22):
+                self.network.add(host, number, False)
+            self.sentinels = servers.Sentinels(self.network, self.folder)
         say(f"PostgreSQL{' with a synchronous standby' if standby else ''}")
         self.log = servers.Log(self.network, self.folder, standby=standby)
         self.keys = servers.make_keys(self.folder)
@@ -77,6 +86,12 @@ class Bench:
             self.nodes.append(servers.Node(self.network, number, self.folder, self.binary, self.settings))
         if options.transport == "unicast":
             servers.certificates(self.folder / "certificates", {node.name: network.BACK + str(node.number) for node in self.nodes})
+        if options.transport in WIRES:
+            self.network.add("stranger", 66, False)
+            self.tap = subprocess.Popen([sys.executable, WIRE, "capture", f"b-{self.nodes[0].host}", str(WIRES[options.transport]), str(self.captured)],
+                                        stdin=subprocess.DEVNULL, preexec_fn=servers.die_with_parent)
+            if not servers.wait_for(self.captured.exists, 10):
+                raise servers.CannotStart("nothing can be captured here")
         say("nodes")
         for node in self.nodes:
             node.start()
@@ -85,8 +100,8 @@ class Bench:
 
     def settings(self, node):
         settings = {"LOG__URL": self.log.url(), "CLUSTER__TRANSPORT": self.transport, "CLUSTER__NODES": str(NODES)}
-        if self.options.view == "redis":
-            settings["VIEW__URL"] = self.redis.url
+        if self.options.view != "memory":
+            settings["VIEW__URL"] = (self.sentinels or self.redis).url
         if self.transport == "redis":
             settings["CLUSTER__REDIS__URL"] = self.redis.url
         if self.transport == "multicast":
@@ -94,9 +109,10 @@ class Bench:
         if self.transport == "unicast":
             certificates = self.folder / "certificates"
             settings |= {
-                "CLUSTER__UNICAST__LISTEN": json.dumps([f"{network.BACK}{node.number}:7447"]),
-                "CLUSTER__UNICAST__PEERS": json.dumps([f"{network.BACK}{number}:7447" for number in range(1, NODES + 1)]),
+                "CLUSTER__UNICAST__LISTEN": json.dumps([f"{self.network.address(node.host)}:7447"]),
+                "CLUSTER__UNICAST__PEERS": json.dumps([f"node{number}:7447" for number in range(1, NODES + 1)]),
                 "CLUSTER__UNICAST__CA_FILE": str(certificates / "ca.pem"),
+                "CLUSTER__UNICAST__CRL_FILE": str(certificates / "crl.pem"),
                 "CLUSTER__UNICAST__CERTIFICATE_FILE": str(certificates / f"{node.name}.pem"),
                 "CLUSTER__UNICAST__KEY_FILE": str(certificates / f"{node.name}.key"),
             }
@@ -110,7 +126,10 @@ class Bench:
             if node.running():
                 node.process.send_signal(signal.SIGCONT)
                 node.kill()
-        for server in (self.log, self.redis):
+        if self.tap:
+            self.tap.kill()
+            self.tap.wait()
+        for server in (self.log, self.redis, self.sentinels):
             if server:
                 server.stop()
 
@@ -251,6 +270,32 @@ class Bench:
             delays = [delay for writer, reader, _, delay in within if writer in healthy and reader in healthy and delay is not None]
             report["healthy_silence_s"] = max(delays, default=None)
             report["unavailable_s"] = {node.name: longest_gap(writes[node.name], report["begin"], report["end"]) for node in self.nodes}
+
+    # The wire.
+
+    @property
+    def captured(self):
+        return self.folder / "wire"
+
+    def attack(self, seconds):
+        """What a stranger gets in by, a line each."""
+        if self.transport == "multicast":
+            words = ["attack-multicast", f"{MULTICAST_GROUP}:{WIRES['multicast']}", servers.STRANGER, str(self.captured), str(seconds)]
+        else:
+            nodes = [f"{self.network.address(node.host)}:{WIRES['unicast']}" for node in self.nodes]
+            words = ["attack-unicast", str(self.folder / "certificates"), str(seconds), *nodes]
+        return network.call(*self.network.inside("stranger"), sys.executable, WIRE, *words).splitlines()
+
+    def search_wire(self, secrets):
+        """Looks for what nobody who listens may find, as text and, of session ids, as bytes. Answers how many bytes were searched."""
+        wire = b"".join(payloads(self.captured))
+        if len(wire) < 10_000:
+            self.complain("wire", f"{len(wire)} bytes captured are no sample")
+        for what, texts in secrets.items():
+            for text in texts:
+                if text.encode() in wire or (what == "session id" and bytes.fromhex(text.replace("-", "")) in wire):
+                    self.complain("wire", f"a {what} stands on the wire: {text}")
+        return len(wire)
 
     # The end.
 
@@ -415,6 +460,9 @@ def choose(options, rng):
         lacks = [why for need, lacking, why in (
             ("standby", options.no_standby, "no standby was wanted"),
             ("redis", options.transport != "redis" and options.view != "redis", "no Redis takes part"),
+            ("sentinels", options.view != "sentinel", "no sentinels take part"),
+            ("unicast", options.transport != "unicast", "no node calls another"),
+            ("wire", options.transport not in WIRES, "nodes do not speak to each other by themselves"),
             ("faketime", servers.faketime() is None, "Debian's faketime is not installed")) if need in fault.needs and lacking]
         if lacks:
             print(f"SKIPPED: {fault.name}: {lacks[0]}", flush=True)
@@ -517,6 +565,15 @@ def inside(options):
         bench.probe.stop()
         bench.weather_report()
         operations = workload.history()
+        if bench.tap:
+            rng = random.Random(options.seed)
+            made = [op for op in operations if op["op"] == "create" and op["status"] == 201]
+            sample = rng.sample(made, min(300, len(made)))
+            searched = bench.search_wire({
+                "session id": [op["session"] for op in sample], "subject": sorted({op["subject"] for op in sample}),
+                "attribute": [f'"{op["value"]}"' for op in sample], "API key": list(bench.keys.values()),
+                "token": [workload.pool.known[op["session"]]["token"] for op in sample]})
+            say(f"{searched:,} bytes of the wire searched for what is on no wire")
         # Those that follow the log only by asking it have done so within the bound.
         time.sleep(Bounds.staleness)
         proved = bench.receipts(operations)

@@ -22,7 +22,9 @@ class Http:
     def ask(self, node, method, path, body=None, headers=None, kind="application/json"):
         connection, used = self.open.pop(node, (None, 0))
         # A server may close what was idle for long, or what its last life had opened, and that is no fault of it.
-        if connection is None or time.monotonic() - used > 2 or select.select([connection.sock], [], [], 0)[0]:
+        # One that it closed after an answer has no socket any more.
+        stale = connection is None or connection.sock is None or time.monotonic() - used > 2
+        if stale or select.select([connection.sock], [], [], 0)[0]:
             if connection:
                 connection.close()
             connection = http.client.HTTPConnection(*self.addresses[node], timeout=self.timeout)
