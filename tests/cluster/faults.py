@@ -292,7 +292,7 @@ def seed_dead(bench):
     return heal
 
 
-@fault("strangers", 0, needs=("wire",))
+@fault("strangers", 0, needs=("wire",), short=True)
 def strangers(bench):
     """Somebody on the network sends the nodes what was captured, what is altered, and what is noise, and knocks with certificates that must not do."""
     for way in bench.attack(8):
