@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::mesh::Mesh;
 use crate::opening::{Opened, Stream};
@@ -43,7 +43,11 @@ enum End {
 pub(crate) async fn carry(mesh: Arc<Mesh>, opened: Opened) {
     let Opened { stream, peer, place, remote } = opened;
     let who = peer.incarnation;
-    info!(%remote, peer = %who, "connected to a node of the cluster");
+    if place.is_first {
+        info!(%remote, peer = %who, "a node of the cluster is connected");
+    } else {
+        debug!(%remote, peer = %who, "a further connection to a node of the cluster");
+    }
     // One task has the stream: the halves only let it read and write by turns.
     let (reader, writer) = tokio::io::split(stream);
     // Whether the peer has said goodbye.
@@ -60,7 +64,12 @@ pub(crate) async fn carry(mesh: Arc<Mesh>, opened: Opened) {
         end = speak(&mesh, writer, &place, parting, remote.ip()) => end.unwrap_or_else(End::from),
         end = cut => end,
     };
-    info!(%remote, peer = %who, why = %end, "a connection of the cluster has ended");
+    drop(place);
+    if mesh.roster.has(who, 0) {
+        debug!(%remote, peer = %who, why = %end, "a connection to a node of the cluster has ended");
+    } else {
+        info!(%remote, peer = %who, why = %end, "a node of the cluster is not connected any more");
+    }
 }
 
 /// Takes what comes, until nothing comes any more.

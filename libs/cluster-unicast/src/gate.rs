@@ -78,6 +78,7 @@ async fn look_at(mesh: Arc<Mesh>, stream: TcpStream, stranger: Stranger) {
     drop(stranger);
     match opened {
         Ok(opened) => connection::carry(mesh, opened).await,
+        Err(Failure::Nothing) => {}
         Err(failure) if failure.is_itself() => {}
         Err(failure) => mesh.refused(from, said(&failure)),
     }

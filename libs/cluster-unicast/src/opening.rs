@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use openssl::error::ErrorStack;
 use openssl::ssl::Ssl;
 use openssl::x509::X509VerifyResult;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_openssl::SslStream;
 
 use crate::mesh::Mesh;
@@ -20,8 +22,10 @@ use crate::roster::{Link, Place};
 use crate::tls::{Credentials, Trust};
 use crate::wire::{Malformed, Node, Opening, Refusal};
 
-/// A machine that is there answers within so long. The system's own patience would try again after 1, 3, 7 … s: too late for a network that is back.
+/// A machine that is there answers within so long.
 const CONNECTING: Duration = Duration::from_millis(400);
+/// When a further packet goes that asks for a connection. The system would send one after 1, 3, 7 … s: too late for a network that is back.
+const ASKED_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(130), Duration::from_millis(260)];
 /// TLS and hellos take so long at most.
 const GREETING: Duration = Duration::from_millis(1_500);
 
@@ -44,6 +48,8 @@ pub(crate) enum Failure {
     Unanswered,
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("it ends the connection and has said nothing")]
+    Nothing,
     #[error("it is connected to, but does not say who it is in time")]
     Slow,
     #[error("TLS: {0}")]
@@ -79,13 +85,27 @@ impl Failure {
 
 /// Connects to a host at one of its addresses.
 pub(crate) async fn dial(mesh: &Mesh, host: &str, remote: SocketAddr) -> Result<Opened, Failure> {
-    let stream = timeout(CONNECTING, TcpStream::connect(remote)).await.map_err(|_| Failure::Unanswered)??;
+    let stream = timeout(CONNECTING, connect(remote)).await.map_err(|_| Failure::Unanswered)??;
     timeout(GREETING, greet(mesh, stream, Some(host))).await.map_err(|_| Failure::Slow)?
 }
 
 /// Takes somebody who connected.
 pub(crate) async fn accept(mesh: &Mesh, stream: TcpStream) -> Result<Opened, Failure> {
-    timeout(GREETING, greet(mesh, stream, None)).await.map_err(|_| Failure::Slow)?
+    let greeting = async {
+        // So do probes of health, and whoever had asked twice.
+        if stream.peek(&mut [0]).await? == 0 { Err(Failure::Nothing) } else { greet(mesh, stream, None).await }
+    };
+    timeout(GREETING, greeting).await.map_err(|_| Failure::Slow)?
+}
+
+/// The first answer counts, whatever it is.
+async fn connect(remote: SocketAddr) -> io::Result<TcpStream> {
+    let ask = |at: Duration| async move {
+        sleep(at).await;
+        TcpStream::connect(remote).await
+    };
+    let mut asked: FuturesUnordered<_> = ASKED_AT.into_iter().map(ask).collect();
+    asked.next().await.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// With `host` this side dialed.

@@ -61,6 +61,8 @@ pub(crate) struct Place {
     roster: Arc<Roster>,
     pub(crate) peer: Incarnation,
     number: u64,
+    /// Whether the peer was not connected before.
+    pub(crate) is_first: bool,
     pub(crate) queue: Arc<Queue>,
     pub(crate) orders: watch::Receiver<Order>,
 }
@@ -146,7 +148,7 @@ impl Roster {
             }
             self.changed.send_replace(());
         }
-        Some(Place { roster: Arc::clone(self), peer: node.incarnation, number, queue, orders: to_do })
+        Some(Place { roster: Arc::clone(self), peer: node.incarnation, number, is_first, queue, orders: to_do })
     }
 
     /// Something came on this connection.

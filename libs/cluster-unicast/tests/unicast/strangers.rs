@@ -56,6 +56,24 @@ async fn what_is_no_node_is_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_only_looks_whether_somebody_is_there_is_not_worth_a_word() {
+    let authority = Authority::new();
+    let [a, b] = free_ports();
+    let bare = open(1, plain(&a, &[])).await;
+    let secure = open(2, tls(&b, &[], authority.valid("one"))).await;
+    for at in [&a, &b] {
+        drop(TcpStream::connect(at).await.unwrap());
+        // After it, one that is worth a word.
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(b"no node").await.unwrap();
+    }
+    for node in [bare, secure] {
+        says(&node, "not let in from 127.0.0.1").await;
+        says(&node, "; 1 times").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_frame_ends_the_connection() {
     let [a] = free_ports();
     let one = open(1, plain(&a, &[])).await;
