@@ -59,9 +59,10 @@ pub(crate) async fn keep(mesh: Arc<Mesh>, listener: TcpListener) {
     let strangers = Arc::<Strangers>::default();
     loop {
         match listener.accept().await {
-            Ok((stream, from)) => match strangers.enter(from.ip()) {
+            Ok((stream, from)) => match strangers.enter(from.ip().to_canonical()) {
                 Some(stranger) => mesh.spawn(look_at(Arc::clone(&mesh), stream, stranger)),
-                None => mesh.refused(from.ip(), "too many connect at once and do not say who they are".into()),
+                None => mesh
+                    .refused(from.ip().to_canonical(), "too many connect at once and do not say who they are".into()),
             },
             // No descriptors, say: they may come back.
             Err(failure) => {

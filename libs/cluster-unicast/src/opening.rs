@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -117,10 +118,10 @@ async fn greet(mesh: &Mesh, tcp: TcpStream, host: Option<&str>) -> Result<Opened
         None => (Box::new(tcp) as Box<dyn Stream>, None),
         Some(trust) => {
             let (stream, credentials) = secure(trust, tcp, host).await?;
-            (Box::new(stream) as Box<dyn Stream>, Some(credentials))
+            (Box::new(stream) as Box<dyn Stream>, Some(Arc::new(credentials)))
         }
     };
-    let allowed = trust.as_deref().zip(credentials.as_ref()).is_none_or(|(trust, peer)| trust.allows(peer));
+    let allowed = trust.as_deref().zip(credentials.as_deref()).is_none_or(|(trust, peer)| trust.allows(peer));
     if dialed {
         if !allowed {
             return Err(refuse(stream, Refusal::Name).await);
@@ -131,13 +132,12 @@ async fn greet(mesh: &Mesh, tcp: TcpStream, host: Option<&str>) -> Result<Opened
         Opening::Hello(hello) => hello,
         Opening::Refused(why) => return Err(Failure::RefusedByPeer(why)),
     };
-    let refusal = match () {
-        () if hello.cluster != mesh.config.cluster_id => Some(Refusal::OtherCluster),
-        () if hello.node.incarnation == mesh.incarnation => Some(Refusal::Itself),
-        () if !allowed => Some(Refusal::Name),
-        () => None,
-    };
-    if let Some(why) = refusal {
+    let refusals = [
+        (hello.cluster != mesh.config.cluster_id, Refusal::OtherCluster),
+        (hello.node.incarnation == mesh.incarnation, Refusal::Itself),
+        (!allowed, Refusal::Name),
+    ];
+    if let Some((_, why)) = refusals.into_iter().find(|(applies, _)| *applies) {
         return Err(refuse(stream, why).await);
     }
     let peer = seen_from_here(hello.node, remote);

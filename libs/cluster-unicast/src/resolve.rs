@@ -39,7 +39,8 @@ pub(crate) fn split(address: &str) -> Option<(&str, u16)> {
 pub(crate) fn as_seen(address: &str, seen: IpAddr) -> Option<String> {
     let (host, port) = split(address)?;
     match host.parse::<IpAddr>() {
-        Ok(ip) if ip.is_unspecified() => Some(SocketAddr::new(seen, port).to_string()),
+        // One that was accepted at `[::]` looks like `::ffff:10.0.0.7`, and no certificate has that.
+        Ok(ip) if ip.is_unspecified() => Some(SocketAddr::new(seen.to_canonical(), port).to_string()),
         _ => Some(address.to_owned()),
     }
 }
@@ -79,6 +80,8 @@ mod tests {
         let seen: IpAddr = [10, 0, 0, 7].into();
         assert_eq!(as_seen("0.0.0.0:7447", seen).as_deref(), Some("10.0.0.7:7447"));
         assert_eq!(as_seen("[::]:7447", seen).as_deref(), Some("10.0.0.7:7447"));
+        let mapped: IpAddr = "::ffff:10.0.0.7".parse().unwrap();
+        assert_eq!(as_seen("[::]:7447", mapped).as_deref(), Some("10.0.0.7:7447"));
         assert_eq!(as_seen("node1:7447", seen).as_deref(), Some("node1:7447"));
         assert!(is_loopback("127.0.0.1:1") && is_loopback("[::1]:1") && is_loopback("localhost:1"));
         assert!(!is_loopback("10.0.0.7:1"));

@@ -53,7 +53,7 @@ pub(crate) struct Link {
     pub(crate) remote: SocketAddr,
     pub(crate) local: SocketAddr,
     /// `None` without TLS.
-    pub(crate) credentials: Option<Credentials>,
+    pub(crate) credentials: Option<Arc<Credentials>>,
 }
 
 /// A connection's place in the roster, until it is dropped.
@@ -236,11 +236,17 @@ impl Roster {
 
     /// Ends connections to whoever is not believed any more.
     pub(crate) fn measure(&self, trust: &Trust) {
-        let state = self.state.lock();
-        for listed in state.peers.values().flat_map(|peer| &peer.links) {
-            let Some(credentials) = &listed.link.credentials else { continue };
-            if let Err(why) = trust.still_believes(credentials) {
-                listed.order(Order::Cut(format!("its certificate does not hold any more: {why}")));
+        let shown: Vec<_> = {
+            let state = self.state.lock();
+            let links = state.peers.values().flat_map(|peer| &peer.links);
+            links
+                .filter_map(|listed| Some((listed.orders.clone(), Arc::clone(listed.link.credentials.as_ref()?))))
+                .collect()
+        };
+        // Verifying takes its time, and nobody who sends should wait for it.
+        for (orders, credentials) in shown {
+            if let Err(why) = trust.still_believes(&credentials) {
+                orders.send_replace(Order::Cut(format!("its certificate does not hold any more: {why}")));
             }
         }
     }
