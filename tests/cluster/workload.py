@@ -21,10 +21,10 @@ class Http:
 
     def ask(self, node, method, path, body=None, headers=None, kind="application/json"):
         connection, used = self.open.pop(node, (None, 0))
-        # A server may close what was idle for long, or what its last life had opened, and that is no fault of it.
-        # One that it closed after an answer has no socket any more.
-        stale = connection is None or connection.sock is None or time.monotonic() - used > 2
-        if stale or select.select([connection.sock], [], [], 0)[0]:
+        # A server may close what was idle for long, or what its last life had opened, and that is no fault of it. One that goes says so
+        # with its answer, and then there is no socket any more.
+        alive = connection and connection.sock and time.monotonic() - used <= 2 and not select.select([connection.sock], [], [], 0)[0]
+        if not alive:
             if connection:
                 connection.close()
             connection = http.client.HTTPConnection(*self.addresses[node], timeout=self.timeout)

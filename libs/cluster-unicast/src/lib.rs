@@ -1,19 +1,33 @@
-//! Carries the frames of a cluster over connections from node to node: [zenoh](https://zenoh.io) on TCP, with mutual TLS.
+//! Carries the frames of a cluster over connections from node to node: TCP with mutual TLS 1.3, by OpenSSL.
 //!
-//! Each node listens, connects to the peers it is told of, and learns of the others from them. What it sends goes to each connected
-//! peer by itself: a peer that cannot take it loses it alone. A peer's process that ends is known within milliseconds, one that
-//! falls silent after the lease.
+//! Each node listens, dials the peers it is told of, and learns of the others from them. What it sends waits in a queue for each peer: one that
+//! cannot take it loses it alone. A peer's process that ends is known within milliseconds, one that falls silent after the lease.
 //!
-//! *Certificates.* With TLS both sides show a certificate of the cluster's authority, and [`UnicastTls::allowed_names`] limits
-//! which of its certificates take part. New files are taken without a frame lost. zenoh reads no revocation lists: a certificate
-//! that must go before it expires is taken off the list of names, or the authority is changed.
+//! *A connection* carries frames both ways, whoever made it. There may be several to one peer for a moment, because both dialed, or because one
+//! has newer certificates: they share the peer's queue, one of them carries, and those that are too many say goodbye once what they
+//! had taken is written. So no frame is lost by choosing between them (`roster.rs`).
 //!
-//! Start with [`UnicastConfig`], then [`UnicastTransport`].
+//! *Certificates.* Both sides show one of the cluster's authorities, and no other authority counts. [`UnicastTls::allowed_names`] limits which
+//! take part, [`UnicastTls::crl`] takes single ones back. Changed files are taken up while the node runs, and whoever is not acceptable any more
+//! is let go.
+//!
+//! Deliberately absent: receipts, resending and order. What is lost is read from the log.
+//!
+//! Start with [`UnicastConfig`], then [`UnicastTransport`]; inside, `mesh.rs`.
 
-mod certificates;
 mod config;
-mod session;
+mod connection;
+mod gate;
+mod mesh;
+mod opening;
+mod queue;
+mod resolve;
+mod roster;
+mod seek;
+mod tls;
 mod transport;
+mod wire;
 
 pub use config::{UnicastConfig, UnicastError, UnicastTls};
+pub use resolve::{Resolve, SystemResolver};
 pub use transport::UnicastTransport;

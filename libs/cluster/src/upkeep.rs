@@ -50,7 +50,7 @@ impl Upkeep {
         let mut state = self.state.lock();
         state.standing = Standing::Up;
         state.made += 1;
-        state.backoff.attempts = 0;
+        state.backoff.begin_anew();
         info!(purpose = self.purpose, "a connection of the cluster is made");
     }
 
@@ -109,7 +109,14 @@ impl Backoff {
         Self { random: (random as u64) ^ (random >> 64) as u64 ^ which, attempts: 0 }
     }
 
-    fn next_delay(&mut self) -> Duration {
+    /// It went well: the next delay is a first one.
+    pub const fn begin_anew(&mut self) {
+        self.attempts = 0;
+    }
+
+    /// How long to wait before the next attempt.
+    #[must_use = "the delay is to be waited for"]
+    pub fn next_delay(&mut self) -> Duration {
         let full = (FIRST * (1 << self.attempts.min(10))).min(LONGEST);
         self.attempts = self.attempts.saturating_add(1);
         // SplitMix64 (Steele, Lea, Flood 2014): any spread will do here.

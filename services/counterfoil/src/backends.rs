@@ -20,8 +20,6 @@ use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
 use session_view_folder::{FolderView, FolderViewConfig};
 use session_view_redis::{RedisView, RedisViewConfig};
 
-use tracing::warn;
-
 use crate::config::{Beyond, Config, ConfigError, MulticastSection, TransportKind, blot};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -246,20 +244,14 @@ fn unicast(config: &Config, namespace: &str) -> Result<UnicastConfig, Failure> {
             ca: file("ca_file", &section.ca_file)?,
             certificate: file("certificate_file", &section.certificate_file)?,
             key: file("key_file", &section.key_file)?,
+            crl: section.crl_file.clone(),
             allowed_names: Some(section.allowed_names.clone()).filter(|names| !names.is_empty()),
             verify_host: section.verify_host,
             watch: Duration::from_secs(5),
         })
     };
-    if tls.is_some() && std::env::var_os("ZENOH_RUNTIME").is_none() {
-        warn!(
-            "zenoh reads and writes a TLS connection from two threads that nothing keeps apart, and can abort the process when one fails: see \
-             docs/cluster.md, unicast, for what to set in the environment, or use another transport"
-        );
-    }
     Ok(UnicastConfig {
         peers: section.peers.clone(),
-        multicast_scouting: section.multicast_scouting,
         tls,
         plaintext: section.plaintext,
         lease: Duration::from_millis(config.cluster.lease_ms),

@@ -205,20 +205,21 @@ pub(crate) enum TransportKind {
 pub(crate) struct UnicastSection {
     /// Addresses to listen at, `host:port`. Default `0.0.0.0:7447`.
     pub listen: Vec<String>,
-    /// Other nodes, `host:port`. One of them is enough: the rest is found through it. A name is resolved anew at each attempt, so one of a
-    /// headless service will do. A node's own address may be among them.
+    /// Other nodes, `host:port`. One of them is enough: the rest is found through it. A name is resolved anew at each attempt, and each of
+    /// its addresses is a peer, so one of a headless service will do. A node's own address may be among them.
     pub peers: Vec<String>,
-    /// Whether nodes also look for each other by multicast. Default false.
-    pub multicast_scouting: bool,
     /// Speak plain TCP. Frames are sealed all the same, but peers do not prove who they are. Default false.
     pub plaintext: bool,
     /// PEM file of the authorities whose nodes are let in.
     pub ca_file: Option<PathBuf>,
     /// PEM file of this node's certificate and chain.
     pub certificate_file: Option<PathBuf>,
-    /// PEM file of its key. These three are read again when they change.
+    /// PEM file of its key.
     pub key_file: Option<PathBuf>,
-    /// Common names of the certificates that take part. Default: every certificate of the authorities.
+    /// PEM file of revocation lists, one of each authority that gives certificates to nodes. One that is missing or outdated lets nobody of
+    /// that authority in. These four files are read again when they change. Default: nothing is revoked.
+    pub crl_file: Option<PathBuf>,
+    /// Names of the certificates that take part: the common name, or a DNS name. Default: every certificate of the authorities.
     pub allowed_names: Vec<String>,
     /// Whether a certificate must name the host or address that was connected to. Without it `allowed_names` must say who takes part.
     /// Default true.
@@ -644,11 +645,11 @@ impl Default for Config {
                 unicast: UnicastSection {
                     listen: vec!["0.0.0.0:7447".into()],
                     peers: Vec::new(),
-                    multicast_scouting: false,
                     plaintext: false,
                     ca_file: None,
                     certificate_file: None,
                     key_file: None,
+                    crl_file: None,
                     allowed_names: Vec::new(),
                     verify_host: true,
                 },

@@ -156,6 +156,76 @@ fn over_unicast_with_certificates() {
     });
 }
 
+/// A list of one certificate that its authority has taken back.
+fn revoked(authority: &Identity, certificate: &Identity) -> Vec<u8> {
+    use openssl::asn1::Asn1Time;
+    use openssl::x509::extension::{AuthorityKeyIdentifier, CrlNumber};
+    use openssl::x509::{X509, X509CrlBuilder, X509RevokedBuilder};
+    let (now, later) = (Asn1Time::days_from_now(0).unwrap(), Asn1Time::days_from_now(1).unwrap());
+    let mut list = X509CrlBuilder::new().unwrap();
+    list.set_issuer_name(authority.certificate.subject_name()).unwrap();
+    list.set_last_update(&now).unwrap();
+    list.set_next_update(&later).unwrap();
+    let nobody = X509::builder().unwrap();
+    let context = nobody.x509v3_context(Some(&authority.certificate), None);
+    let issuer = AuthorityKeyIdentifier::new().issuer(true).build(&context).unwrap();
+    list.append_extension(issuer).unwrap();
+    let number = CrlNumber::new(openssl::bn::BigNum::from_u32(1).unwrap()).unwrap();
+    list.append_extension(number.build().unwrap()).unwrap();
+    let mut one = X509RevokedBuilder::new().unwrap();
+    one.set_serial_number(certificate.certificate.serial_number()).unwrap();
+    one.set_revocation_date(&now).unwrap();
+    list.add_revoked(one.build()).unwrap();
+    list.sign(&authority.key, openssl::hash::MessageDigest::sha256()).unwrap();
+    list.build().unwrap().to_pem().unwrap()
+}
+
+#[test]
+fn a_node_whose_certificate_was_revoked_is_refused_and_both_say_so() {
+    let authority = Identity::new("authority", None);
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, pem: Vec<u8>| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path.display().to_string()
+    };
+    let ca = file("ca.pem", authority.certificate.to_pem().unwrap());
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let secured = |home: Home, own: &Identity, name: &str| {
+        let certificate = file(&format!("{name}.pem"), own.certificate.to_pem().unwrap());
+        let key = file(&format!("{name}.key"), own.key.private_key_to_pem_pkcs8().unwrap());
+        home.with("CLUSTER__TRANSPORT", "unicast")
+            .with("CLUSTER__UNICAST__CA_FILE", &ca)
+            .with("CLUSTER__UNICAST__CERTIFICATE_FILE", certificate)
+            .with("CLUSTER__UNICAST__KEY_FILE", key)
+    };
+    let (own, lost) = (Identity::new("node-1", Some(&authority)), Identity::new("node-2", Some(&authority)));
+    let first = Home::new();
+    let keys = first.folder.path().join("keys").display().to_string();
+    let environment = first.environment.clone();
+    let home = secured(first, &own, "node-1")
+        .with("KEYS__DIR", &keys)
+        .with("CLUSTER__UNICAST__LISTEN", format!("[\"{address}\"]"))
+        .with("CLUSTER__UNICAST__CRL_FILE", file("crl.pem", revoked(&authority, &lost)));
+    let node = home.start();
+    let checking = |own: &Identity, name: &str| {
+        let other = Home { folder: tempfile::tempdir().unwrap(), environment: environment.clone() };
+        let other = secured(other, own, name)
+            .with("KEYS__DIR", &keys)
+            .with("CLUSTER__UNICAST__PEERS", format!("[\"{address}\"]"));
+        other.run(&["cluster", "check", "--seconds", "2"])
+    };
+    let (code, said) = checking(&lost, "node-2");
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("it refuses us: certificate revoked"), "{said}");
+    let state = cluster(&node)["state"].to_string();
+    assert!(state.contains("not let in from 127.0.0.1") && state.contains("certificate revoked"), "{state}");
+    let (code, said) = checking(&own, "node-1-again");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("certificate of node-1"), "{said}");
+    node.stop();
+}
+
 #[test]
 fn a_node_that_is_alone_says_why() {
     let home = Home::new().with("CLUSTER__TRANSPORT", "redis").with("CLUSTER__REDIS__URL", redis());

@@ -34,9 +34,9 @@ enum Command {
 /// What is measured. Another transport needs a name here, and an arm in `node::transport`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Which {
-    /// zenoh with mutual TLS.
+    /// Connections from node to node, with mutual TLS.
     Unicast,
-    /// zenoh without TLS.
+    /// The same without TLS.
     UnicastPlain,
 }
 

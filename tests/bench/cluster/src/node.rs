@@ -127,6 +127,7 @@ impl Node {
                         ca: path("ca.pem"),
                         certificate: path("node.pem"),
                         key: path("node.key"),
+                        crl: None,
                         allowed_names: Some(vec!["node".into()]),
                         verify_host: true,
                         watch: Duration::from_secs(5),

@@ -63,6 +63,18 @@ impl Process {
         self.ask(line).await.parse().unwrap()
     }
 
+    /// Waits until what was sent before has come: it must not be counted with what follows.
+    async fn quiet(&mut self) {
+        let mut came = None;
+        loop {
+            let now = self.report(0).await.records;
+            if came.replace(now) == Some(now) {
+                return;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     async fn report(&mut self, since: u64) -> Report {
         serde_json::from_str(&self.ask(&format!("report {since}")).await).unwrap()
     }
@@ -136,6 +148,7 @@ impl Run {
         let [one, other] = receivers;
         for rate in &self.rates {
             for receiver in [&mut *one, &mut *other] {
+                receiver.quiet().await;
                 receiver.ask("reset").await;
             }
             let sent = sender.ask(&format!("send {rate} {}", self.seconds * 1_000)).await;
