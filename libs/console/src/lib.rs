@@ -14,6 +14,7 @@ mod chart;
 mod entries;
 mod form;
 mod page;
+mod people;
 mod show;
 mod status;
 mod subjects;
@@ -32,6 +33,7 @@ use sealing::Keyring;
 use session_service::SessionService;
 
 use crate::assets::Assets;
+pub use crate::people::{Grant, People};
 
 /// Nothing but our own style, script and forms; no inline code; no frame around us (CSP level 3).
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; form-action 'self'; \
@@ -44,6 +46,7 @@ pub struct Console {
     evidence: EvidenceApi,
     sessions: Arc<SessionService>,
     keyring: Keyring,
+    people: Option<Arc<People>>,
     assets: Arc<Assets>,
 }
 
@@ -56,8 +59,16 @@ impl Console {
             evidence,
             sessions,
             keyring,
+            people: None,
             assets: Arc::new(Assets::new()),
         }
+    }
+
+    /// With people who sign in through an identity provider, too.
+    #[must_use]
+    pub fn with_people(mut self, people: Option<People>) -> Self {
+        self.people = people.map(Arc::new);
+        self
     }
 }
 
@@ -88,6 +99,8 @@ pub fn configure(config: &mut web::ServiceConfig) {
                     .route(web::post().to(visit::sign_in))
                     .default_service(web::route().to(|c, r| wrong_method(c, r, "GET, POST"))),
             )
+            .service(get("/oidc", web::get().to(people::begin)))
+            .service(get("/oidc/callback", web::get().to(people::callback)))
             .service(post("/sign-out", web::post().to(visit::sign_out)))
             .service(get("/entries", web::get().to(entries::list)))
             .service(get("/entries/{index}", web::get().to(entries::one)))

@@ -85,7 +85,11 @@ fn visitor(visit: &Visit) -> Markup {
     html! {
         div.visitor {
             span { "realm " strong { (visit.holder.realm) } }
-            span title=(visit.holder.id) { "key " code { (crate::show::short(&visit.holder.id)) } }
+            @if let Some(name) = &visit.name {
+                span title=(visit.holder.id) { (name) }
+            } @else {
+                span title=(visit.holder.id) { "key " code { (crate::show::short(&visit.holder.id)) } }
+            }
             form method="post" action="/console/sign-out" {
                 input type="hidden" name="form_tag" value=(visit.form_tag);
                 button.quiet type="submit" { "Sign out" }

@@ -16,6 +16,7 @@ mod management;
 mod output;
 mod pruning;
 mod serve;
+mod sign_in;
 mod sinks;
 mod soap;
 mod tls;

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::program::{APPLICATION, AUDITOR, Answer, Home, OPERATOR, Program};
 
 /// What a browser does of its own: keeps cookies, and sends forms as the page has them.
-struct Browser<'a> {
+pub(crate) struct Browser<'a> {
     program: &'a Program,
-    cookies: RefCell<BTreeMap<String, String>>,
+    pub(crate) cookies: RefCell<BTreeMap<String, String>>,
     /// Headers of a proxy in front, if there is one.
     headers: Vec<(&'static str, &'static str)>,
 }
@@ -18,7 +18,7 @@ struct Browser<'a> {
 const VISIT: &str = "counterfoil-console";
 
 impl<'a> Browser<'a> {
-    fn new(program: &'a Program) -> Self {
+    pub(crate) fn new(program: &'a Program) -> Self {
         Self { program, cookies: RefCell::default(), headers: Vec::new() }
     }
 
@@ -29,22 +29,22 @@ impl<'a> Browser<'a> {
         browser
     }
 
-    fn sign_in(&self, key: &str) -> Answer {
+    pub(crate) fn sign_in(&self, key: &str) -> Answer {
         let page = self.get("/console/sign-in");
         self.post("/console/sign-in", &[("form_tag", &tag(&page)), ("key", key)])
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, None)
     }
 
-    fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+    pub(crate) fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let encoded = fields.iter().map(|(name, value)| format!("{name}={}", percent(value))).collect::<Vec<_>>();
         self.ask("POST", path, Some(encoded.join("&").into_bytes()))
     }
 
     /// Sends a form with the tag of the visit.
-    fn send(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+    pub(crate) fn send(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let tag = tag(&self.get("/console/subjects"));
         self.post(path, &[fields, &[("form_tag", &tag)]].concat())
     }
@@ -85,16 +85,16 @@ fn percent(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-fn tag(page: &Answer) -> String {
+pub(crate) fn tag(page: &Answer) -> String {
     let (_, rest) = page.text.split_once("name=\"form_tag\" value=\"").unwrap_or_else(|| panic!("{}", page.text));
     rest.split('"').next().unwrap().to_owned()
 }
 
-fn to_the_door(answer: &Answer) -> bool {
+pub(crate) fn to_the_door(answer: &Answer) -> bool {
     answer.status == 303 && answer.header("location").starts_with("/console/sign-in")
 }
 
-fn entries(program: &Program, query: &str) -> Vec<Value> {
+pub(crate) fn entries(program: &Program, query: &str) -> Vec<Value> {
     let found = program.json(AUDITOR, "GET", &format!("/v1/audit/entries?limit=500&{query}"), None);
     assert_eq!(found.status, 200, "{}", found.text);
     found.json()["items"].as_array().unwrap().clone()
