@@ -352,7 +352,9 @@ fn go_on(visit: HeaderValue, next: &str) -> HttpResponse {
             head {
                 meta charset="utf-8";
                 meta http-equiv="refresh" content={ "0;url=" (next) };
+                meta name="color-scheme" content="light dark";
                 title { "Signed in · Counterfoil" }
+                link rel="icon" href=(page::ICON);
             }
             body { p { "Signed in. " a href=(next) { "Go on" } } }
         }
