@@ -285,6 +285,14 @@ impl Keyring {
         decrypt(&self.answers, &key.0, sealed)
     }
 
+    /// What a request is told by that must not be guessed at, because it names somebody: a keyed digest of its digest.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn request_digest(&self, request: &Digest) -> Result<Digest, SealError> {
+        Ok(hmac(&self.answers, &[b"request\0", &request.0])?)
+    }
+
     /// What the console gives a browser to show again, so that it can tell its own from what somebody else made:
     /// `HMAC(console key, purpose ‖ each part behind its length)`. The same on every node.
     ///
