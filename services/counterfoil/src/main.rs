@@ -1,6 +1,7 @@
 //! `counterfoil`: the audited session service. The only code that names concrete backends.
 
 mod anchors;
+mod archives;
 mod audit_commands;
 mod auditing;
 mod backends;
