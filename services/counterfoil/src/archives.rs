@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use api_audit::{EntryDocument, PersonalState};
@@ -37,16 +37,16 @@ const PAGE: usize = 256;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct OpenArgs {
     /// An evidence bundle (.zip) that `audit prune`, or a node, wrote before it dropped what was sealed
-    archive: PathBuf,
+    pub(crate) archive: PathBuf,
     /// Why it is opened, a case number say: stands in the log for ever
     #[arg(long)]
-    purpose: Purpose,
+    pub(crate) purpose: Purpose,
     /// Entries of this realm
     #[arg(long, default_value = "default")]
-    realm: RealmName,
+    pub(crate) realm: RealmName,
     /// Entries of this session only
     #[arg(long)]
-    session: Option<SessionId>,
+    pub(crate) session: Option<SessionId>,
 }
 
 /// A line of `sealed/…` in a bundle.
@@ -160,12 +160,4 @@ fn parts(zip: &mut ZipArchive<BufReader<File>>, name: &str) -> Result<Vec<(LeafI
         parts.push((LeafIndex(index), SealedEntry { key: data_key, bytes: STANDARD.decode(sealed)? }));
     }
     Ok(parts)
-}
-
-/// For tests elsewhere in the program: the arguments as the command line would have them.
-#[cfg(test)]
-pub(crate) fn asked(archive: &Path, purpose: &str) -> OpenArgs {
-    let realm = "default".parse().unwrap();
-    let purpose = purpose.parse().unwrap();
-    OpenArgs { archive: archive.to_owned(), purpose, realm, session: None }
 }

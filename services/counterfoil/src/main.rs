@@ -12,6 +12,7 @@ mod evidence_commands;
 mod key_commands;
 mod key_encryption;
 mod key_files;
+mod key_reload;
 mod log_keys;
 mod management;
 mod output;

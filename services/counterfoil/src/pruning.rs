@@ -320,7 +320,7 @@ mod tests {
     use session_service::NewSession;
 
     use super::*;
-    use crate::archives::asked;
+    use crate::archives::OpenArgs;
 
     fn day(now: Timestamp, days: i64) -> Timestamp {
         Timestamp::from_micros(now.as_micros() + days * 86_400_000_000)
@@ -470,6 +470,11 @@ mod tests {
         let report = verified(&again);
         assert_eq!(report.pruned.unwrap().unexplained, behind);
         service.close().await;
+    }
+
+    fn asked(archive: &Path, purpose: &str) -> OpenArgs {
+        let (realm, purpose) = ("default".parse().unwrap(), purpose.parse().unwrap());
+        OpenArgs { archive: archive.to_owned(), purpose, realm, session: None }
     }
 
     /// The same archive with the sealed parts of its last two entries changed for each other.

@@ -38,6 +38,7 @@ use crate::config::{Config, LogFormat, WhenWrong};
 use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
 use crate::key_files::{KeyFiles, KnownKey};
+use crate::key_reload;
 use crate::management::{self, Clustered, Health};
 use crate::pruning::{self, PruneStatus, Pruner, prune_now_and_then};
 use crate::sinks::Sinks;
@@ -219,6 +220,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let projecting = tokio::spawn(project(archive.clone(), Arc::clone(&log)));
     let gathering = tokio::spawn(gather(Arc::clone(&ledger)));
     let refresher = tokio::spawn(refresh(Arc::clone(&holders), Arc::clone(&log)));
+    key_reload::show(&keyring, &metrics);
+    let following = tokio::spawn(key_reload::follow_key_file(config.keys_dir(), keyring.clone(), Arc::clone(&log)));
 
     let lease = Arc::clone(&cursors);
     let sinks = Sinks::start(&config, &log, cursors).await?;
@@ -325,6 +328,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     // The last entries are in the log: what the other side takes in time need not wait for the next start.
     sinks.close(Duration::from_secs(config.server.drain_s)).await;
     refresher.abort();
+    following.abort();
     projecting.abort();
     if let Some(checker) = checker {
         checker.abort();

@@ -249,7 +249,8 @@ fn every_page_is_for_its_role_and_an_application_has_none() {
         auditor.iter().chain(&operator).map(|(method, page, _)| (*method, (*page).to_owned())).collect();
     tried.extend(anybody.map(|(method, page)| (method, page.to_owned())));
     let mut all = ::console::pages();
-    (all.sort(), tried.sort());
+    all.sort();
+    tried.sort();
     assert_eq!(tried, all, "a page is not in the table");
     let (as_auditor, as_operator) = (Browser::signed_in(&program, AUDITOR), Browser::signed_in(&program, OPERATOR));
     assert_eq!(as_auditor.get("/console").header("location"), "/console/entries");
