@@ -271,7 +271,10 @@ fn shown(stored: &StoredEntry) -> Result<EntryDocument, Problem> {
 }
 
 /// An entry with what is sealed in it.
-pub(crate) fn revealed(opened: &Opened) -> Result<EntryDocument, Problem> {
+///
+/// # Errors
+/// A [`Problem`]: 500 if it is not a leaf.
+pub fn revealed(opened: &Opened) -> Result<EntryDocument, Problem> {
     let personal = match &opened.personal {
         Personal::None => PersonalDocument::bare(PersonalState::None),
         Personal::Erased => PersonalDocument::bare(PersonalState::Erased),

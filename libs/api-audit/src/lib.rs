@@ -28,7 +28,7 @@ use async_trait::async_trait;
 use audit_log::LogReader;
 use audit_search::Archive;
 use session_model::{Detail, Timestamp};
-use session_service::Caller;
+use session_service::{Caller, Idempotency};
 
 /// Records that somebody read the log.
 #[async_trait]
@@ -41,8 +41,13 @@ pub trait ReadRecorder: Send + Sync + 'static {
 /// Keeps, and destroys, what is held on subjects. Each call is an entry.
 #[async_trait]
 pub trait Custodian: Send + Sync + 'static {
-    /// Erases a subject.
-    async fn erase(&self, caller: &Caller, subject: &str) -> Result<ErasureDocument, Problem>;
+    /// Erases a subject. The same idempotency key answers the same again.
+    async fn erase(
+        &self,
+        caller: &Caller,
+        subject: &str,
+        idempotency: Option<Idempotency>,
+    ) -> Result<ErasureDocument, Problem>;
 
     /// Puts a subject under legal hold (`true`), or releases it.
     async fn hold(

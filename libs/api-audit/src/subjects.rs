@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use access::Permission;
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
-use api_http::{Fields, Problem, ProblemCode, ProblemDocument, answer, query, read_body};
+use api_http::{Fields, Problem, ProblemCode, ProblemDocument, Request, answer, query, read_body};
 use audit_search::{EntryFilter, Opened, Order};
 use futures::stream::{self, StreamExt};
 use session_model::{KeyId, LeafIndex, RealmName, check_text};
@@ -31,7 +31,10 @@ const PAGE: usize = 200;
     tag = "Audit",
     operation_id = "eraseSubject",
     security(("api_key" = [])),
-    params(("subject" = String, Path, description = "The subject")),
+    params(
+        ("subject" = String, Path, description = "The subject"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[ -~]+$", description = "The same key and body replay the first answer for 24 hours"),
+    ),
     responses(
         (status = 200, body = ErasureDocument, description = "It is erased", headers(
             ("Counterfoil-Index" = u64, description = "Leaf index of the entry"))),
@@ -46,12 +49,14 @@ pub async fn erase_subject(
     payload: web::Payload,
 ) -> HttpResponse {
     let outcome = async {
-        let caller = admit(&api, &request, &subject)?;
+        let asked = admit(&api, &request, &subject)?;
+        let mut body = web::Bytes::new();
         if request.headers().contains_key(header::CONTENT_TYPE) {
-            let body = read_body(&request, payload, &["application/json"], BODY).await?;
+            body = read_body(&request, payload, &["application/json"], BODY).await?;
             Fields::of_body(&body, true)?.done()?;
         }
-        let erased = api.custodian.erase(&caller, &subject).await?;
+        let idempotency = asked.idempotency(&request, &body)?;
+        let erased = api.custodian.erase(&asked.caller, &subject, idempotency).await?;
         let index = erased.receipt.index;
         changed(index, &erased)
     };
@@ -81,7 +86,7 @@ pub async fn hold_subject(
     payload: web::Payload,
 ) -> HttpResponse {
     let outcome = async {
-        let caller = admit(&api, &request, &subject)?;
+        let caller = admit(&api, &request, &subject)?.caller;
         let body = read_body(&request, payload, &["application/json"], BODY).await?;
         let mut fields = Fields::of_body(&body, false)?;
         let reason = fields.required_text("reason", REASON);
@@ -127,7 +132,7 @@ pub async fn release_subject(
     subject: web::Path<String>,
 ) -> HttpResponse {
     let outcome = async {
-        let caller = admit(&api, &request, &subject)?;
+        let caller = admit(&api, &request, &subject)?.caller;
         let held = api.custodian.hold(&caller, &subject, false, None).await?;
         changed(held.receipt.index, &held)
     };
@@ -231,11 +236,11 @@ async fn page(
     Ok((bytes.into(), found.indices.last().copied().filter(|_| found.more)))
 }
 
-fn admit(api: &AuditApi, request: &HttpRequest, subject: &str) -> Result<Caller, Problem> {
-    let caller = api.gate.admit(request, Permission::KeepSubjects)?.caller;
+fn admit(api: &AuditApi, request: &HttpRequest, subject: &str) -> Result<Request, Problem> {
+    let asked = api.gate.admit(request, Permission::KeepSubjects)?;
     let [] = query(request, [])?;
     named(subject)?;
-    Ok(caller)
+    Ok(asked)
 }
 
 fn named(subject: &str) -> Result<(), Problem> {

@@ -1179,7 +1179,8 @@ pub async fn an_erased_key_is_gone_with_those_it_owns(log: Arc<dyn LogStore>) {
     let drafts = [key_row(1), owned.clone(), key_row(3)].map(|row| Draft::new(row.id.uuid().as_u128()).new_key(row));
     commit(&*log, drafts.to_vec()).await;
     assert_eq!(log.data_keys_owned_by(key(1)).await.unwrap(), [key(2)]);
-    commit(&*log, vec![Draft::new(4).subject(SubjectChange::Erased(key(1)))]).await;
+    commit(&*log, vec![Draft::new(4).answer(kept(1)).subject(SubjectChange::Erased(key(1)))]).await;
+    assert_eq!(log.answer(&digest(1)).await.unwrap().unwrap().index, LeafIndex(3));
     assert_eq!(log.data_keys(&[key(1), key(2), key(3)]).await.unwrap(), [None, None, Some(key_row(3))]);
     assert_eq!(log.data_keys_by_lookup(&[digest(1)]).await.unwrap(), [None]);
     assert!(log.data_keys_owned_by(key(1)).await.unwrap().is_empty());

@@ -208,7 +208,7 @@ pub enum SessionChange {
 pub struct IdempotencyClaim {
     /// SHA-256 over credential and idempotency key.
     pub key: Digest,
-    /// SHA-256 over method, path and body.
+    /// SHA-256 over method, path and body; of an erasure keyed, because its path names the subject.
     pub request: Digest,
     /// The answer, sealed; what only the log can add (the receipt) is added at replay.
     pub answer: Vec<u8>,

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use audit_log::{LogStore, ReadError, SEGMENT, SessionFilter, StoredEntry, Term};
+use audit_log::{LogStore, ReadError, SEGMENT, SealedEntry, SessionFilter, StoredEntry, Term};
 use roaring::{RoaringBitmap, RoaringTreemap};
 use sealing::{DataKey, Keyring, SealError};
 use session_model::{Action, KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId};
@@ -179,6 +179,26 @@ impl Archive {
     ) -> Result<Vec<(StoredEntry, Leaf)>, SearchError> {
         let stored = self.log.entries(indices).await?;
         decoded(realm, stored.into_iter().flatten())
+    }
+
+    /// As [`Self::open`], with sealed parts that were kept elsewhere when the log dropped its own. A part opens only to what the leaf, which the log
+    /// still has, commits to.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub async fn open_kept(
+        &self,
+        realm: &RealmName,
+        kept: &[(LeafIndex, SealedEntry)],
+    ) -> Result<Vec<Opened>, SearchError> {
+        let indices: Vec<LeafIndex> = kept.iter().map(|(index, _)| *index).collect();
+        let stored = self.log.entries(&indices).await?.into_iter().zip(kept);
+        let stored = stored.filter_map(|(stored, (_, part))| {
+            let mut stored = stored?;
+            stored.sealed = Some(part.clone());
+            Some(stored)
+        });
+        self.open_stored(realm, stored.collect()).await
     }
 
     pub(crate) async fn open_stored(

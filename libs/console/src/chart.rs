@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use access::Permission;
 use actix_web::{HttpRequest, HttpResponse, web};
-use api_audit::{read_problem, record};
+use api_audit::{CheckDocument, read_problem, record};
 use api_http::{Problem, ProblemCode};
 use maud::{Markup, html};
 use session_model::{Detail, Leaf, LeafIndex, Timestamp, TreeSize};
@@ -34,6 +34,7 @@ pub(crate) async fn show(console: web::Data<Console>, request: HttpRequest) -> H
         record(&console.audit, &request, &caller, Detail::new(), None).await?;
         let head = console.audit.log.head().await.map_err(read_problem)?;
         let samples = sampled(&console, head.size()).await?;
+        let checked = console.evidence.last_check.last_check();
         let main = html! {
             h1 { "Checkpoints" }
             p { "The log has " strong { (thousands(head.size().0)) } " entries of all realms, the newest of "
@@ -46,6 +47,7 @@ pub(crate) async fn show(console: web::Data<Console>, request: HttpRequest) -> H
                 thead { tr { th scope="col" { "Time (UTC)" } th scope="col" { "Tree size" } } }
                 tbody { @for sample in &samples { tr { td { (show::time(&sample.time.to_string())) } td.number { (thousands(sample.size)) } } } }
             } }
+            (last_check(&checked))
             section aria-labelledby="newest" {
                 h2 #newest { "The newest checkpoint" }
                 @if let Some(checkpoint) = &head.checkpoint { pre { (checkpoint) } }
@@ -63,6 +65,40 @@ pub(crate) async fn show(console: web::Data<Console>, request: HttpRequest) -> H
         Ok(page::shown(&console, visit, "Checkpoints", Section::Checkpoints, &main))
     })
     .await
+}
+
+/// What the service's own last check of the whole log came to.
+fn last_check(check: &CheckDocument) -> Markup {
+    let (class, said) = match check.result.as_str() {
+        "good" => ("good", "Every entry is what it was."),
+        "wrong" => ("bad", "The log is WRONG."),
+        "unfinished" => ("bad", "The log could not be read to its end."),
+        _ => ("dim", "None has ended since this node began."),
+    };
+    html! {
+        section aria-labelledby="checked" {
+            h2 #checked { "The service’s own last check" }
+            p { span class=(class) { (said) } }
+            table.pairs {
+                @if let Some(index) = check.first_wrong_index {
+                    tr { th scope="row" { "First wrong entry" } td { a href={ "/console/entries/" (index) } { (index) } } }
+                }
+                @if let Some(what) = &check.what { tr { th scope="row" { "What" } td { (what) } } }
+                @if let Some(ended) = &check.ended_at {
+                    tr { th scope="row" { "Entries covered" } td { (thousands(check.size)) } }
+                    tr { th scope="row" { "Ended (UTC)" } td { (show::time(ended)) } }
+                }
+                @if let Some(root) = &check.root { tr { th scope="row" { "Root" } td { code { (root) } } } }
+                @if let Some(outside) = check.outside_size {
+                    tr { th scope="row" { "Compared with the outside checkpoint of size" } td { (thousands(outside)) } }
+                }
+                @if check.covered_by_running > 0 {
+                    tr { th scope="row" { "Covered by the one that is running" } td { (thousands(check.covered_by_running)) } }
+                }
+            }
+            p.dim { "The service believes itself: proof is a bundle in the offline verifier, with a checkpoint that was kept elsewhere." }
+        }
+    }
 }
 
 async fn sampled(console: &Console, size: TreeSize) -> Result<Vec<Sample>, Problem> {
@@ -142,6 +178,34 @@ pub(crate) fn thousands(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_was_found_wrong_is_called_so_and_where() {
+        let check = CheckDocument {
+            result: "wrong".into(),
+            size: 40,
+            root: None,
+            began_at: None,
+            ended_at: Some("2026-11-21T08:00:00Z".into()),
+            first_wrong_index: Some(20),
+            what: Some("the leaf <20>".into()),
+            outside_size: Some(41),
+            covered_by_running: 7,
+        };
+        let page = last_check(&check).into_string();
+        for part in [
+            "class=\"bad\">The log is WRONG.",
+            "href=\"/console/entries/20\"",
+            "the leaf &lt;20&gt;",
+            "<td>41</td>",
+            "<td>7</td>",
+        ] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        let none =
+            CheckDocument { result: "none".into(), ended_at: None, first_wrong_index: None, what: None, ..check };
+        assert!(last_check(&none).into_string().contains("None has ended"));
+    }
 
     #[test]
     fn samples_are_spread_from_the_first_to_the_last() {

@@ -14,6 +14,7 @@ mod chart;
 mod entries;
 mod form;
 mod page;
+mod people;
 mod show;
 mod status;
 mod subjects;
@@ -32,6 +33,7 @@ use sealing::Keyring;
 use session_service::SessionService;
 
 use crate::assets::Assets;
+pub use crate::people::{Grant, People};
 
 /// Nothing but our own style, script and forms; no inline code; no frame around us (CSP level 3).
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; form-action 'self'; \
@@ -44,6 +46,7 @@ pub struct Console {
     evidence: EvidenceApi,
     sessions: Arc<SessionService>,
     keyring: Keyring,
+    people: Option<Arc<People>>,
     assets: Arc<Assets>,
 }
 
@@ -56,8 +59,16 @@ impl Console {
             evidence,
             sessions,
             keyring,
+            people: None,
             assets: Arc::new(Assets::new()),
         }
+    }
+
+    /// With people who sign in through an identity provider, too.
+    #[must_use]
+    pub fn with_people(mut self, people: Option<People>) -> Self {
+        self.people = people.map(Arc::new);
+        self
     }
 }
 
@@ -67,58 +78,73 @@ impl fmt::Debug for Console {
     }
 }
 
+/// Every page: its method, its path below `/console`, and what answers. The one list: [`configure`] serves it, and [`pages`] tells of it.
+fn routes() -> Vec<(&'static str, &'static str, Route)> {
+    vec![
+        ("GET", "", web::get().to(visit::home)),
+        ("GET", "/", web::get().to(visit::home)),
+        ("GET", "/assets/{name}", web::get().to(assets::serve)),
+        ("GET", "/sign-in", web::get().to(visit::sign_in_page)),
+        ("POST", "/sign-in", web::post().to(visit::sign_in)),
+        ("GET", "/oidc", web::get().to(people::begin)),
+        ("GET", "/oidc/callback", web::get().to(people::callback)),
+        ("POST", "/sign-out", web::post().to(visit::sign_out)),
+        ("GET", "/entries", web::get().to(entries::list)),
+        ("GET", "/entries/{index}", web::get().to(entries::one)),
+        ("GET", "/sessions/{id}", web::get().to(timeline::show)),
+        ("GET", "/bundle", web::get().to(entries::bundle)),
+        ("GET", "/checkpoints", web::get().to(chart::show)),
+        ("GET", "/subjects", web::get().to(subjects::ask)),
+        ("POST", "/subjects", web::post().to(subjects::find)),
+        ("POST", "/subjects/export", web::post().to(subjects::export)),
+        ("POST", "/subjects/hold", web::post().to(subjects::hold)),
+        ("POST", "/subjects/release", web::post().to(subjects::release)),
+        ("POST", "/subjects/erase", web::post().to(subjects::erase)),
+        ("GET", "/status", web::get().to(status::show)),
+    ]
+}
+
+/// Method and path of every page, for whoever checks who is let in where.
+pub fn pages() -> Vec<(&'static str, String)> {
+    routes().into_iter().map(|(method, path, _)| (method, format!("/console{path}"))).collect()
+}
+
 /// Adds the pages. Expects [`Console`] among the application's data.
 pub fn configure(config: &mut web::ServiceConfig) {
-    let get = |path: &str, route: Route| only(path, route, "GET");
-    let post = |path: &str, route: Route| only(path, route, "POST");
-    config.service(
-        web::scope("/console")
-            .wrap(
-                DefaultHeaders::new()
-                    .add((header::CONTENT_SECURITY_POLICY, POLICY))
-                    .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
-                    .add((header::REFERRER_POLICY, "no-referrer"))
-                    .add(("Cross-Origin-Resource-Policy", "same-origin"))
-                    .add((header::CACHE_CONTROL, "no-store")),
-            )
-            .service(get("/assets/{name}", web::get().to(assets::serve)))
-            .service(
-                web::resource("/sign-in")
-                    .route(web::get().to(visit::sign_in_page))
-                    .route(web::post().to(visit::sign_in))
-                    .default_service(web::route().to(|c, r| wrong_method(c, r, "GET, POST"))),
-            )
-            .service(post("/sign-out", web::post().to(visit::sign_out)))
-            .service(get("/entries", web::get().to(entries::list)))
-            .service(get("/entries/{index}", web::get().to(entries::one)))
-            .service(get("/sessions/{id}", web::get().to(timeline::show)))
-            .service(get("/bundle", web::get().to(entries::bundle)))
-            .service(get("/checkpoints", web::get().to(chart::show)))
-            .service(
-                web::resource("/subjects")
-                    .route(web::get().to(subjects::ask))
-                    .route(web::post().to(subjects::find))
-                    .default_service(web::route().to(|c, r| wrong_method(c, r, "GET, POST"))),
-            )
-            .service(post("/subjects/export", web::post().to(subjects::export)))
-            .service(post("/subjects/hold", web::post().to(subjects::hold)))
-            .service(post("/subjects/release", web::post().to(subjects::release)))
-            .service(post("/subjects/erase", web::post().to(subjects::erase)))
-            .service(get("/status", web::get().to(status::show)))
-            .service(get("", web::get().to(visit::home)))
-            .service(get("/", web::get().to(visit::home)))
-            .default_service(web::route().to(nothing_here)),
+    let mut scope = web::scope("/console").wrap(
+        DefaultHeaders::new()
+            .add((header::CONTENT_SECURITY_POLICY, POLICY))
+            .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+            .add((header::REFERRER_POLICY, "no-referrer"))
+            .add(("Cross-Origin-Resource-Policy", "same-origin"))
+            .add((header::CACHE_CONTROL, "no-store")),
     );
+    let mut resources: Vec<(&str, Vec<&str>, Resource)> = Vec::new();
+    for (method, path, route) in routes() {
+        match resources.pop() {
+            Some((known, mut methods, resource)) if known == path => {
+                methods.push(method);
+                resources.push((known, methods, resource.route(route)));
+            }
+            other => {
+                resources.extend(other);
+                resources.push((path, vec![method], web::resource(path).route(route)));
+            }
+        }
+    }
+    for (_, methods, resource) in resources {
+        let allow = methods.join(", ");
+        scope = scope.service(resource.default_service(web::route().to(move |c, r| wrong_method(c, r, allow.clone()))));
+    }
+    config.service(scope.default_service(web::route().to(nothing_here)));
 }
 
-fn only(path: &str, route: Route, allow: &'static str) -> Resource {
-    web::resource(path).route(route).default_service(web::route().to(move |c, r| wrong_method(c, r, allow)))
-}
-
-async fn wrong_method(console: web::Data<Console>, request: HttpRequest, allow: &'static str) -> HttpResponse {
+async fn wrong_method(console: web::Data<Console>, request: HttpRequest, allow: String) -> HttpResponse {
     let problem = Problem::new(ProblemCode::MethodNotAllowed, format!("one of {allow}"));
     let mut response = page::problem(&console, &request, None, &problem);
-    response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allow));
+    if let Ok(allow) = header::HeaderValue::try_from(allow) {
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
     response
 }
 

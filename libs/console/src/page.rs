@@ -34,7 +34,7 @@ const PARTS: [(Section, &str, &str, &str, Permission); 4] = [
 ];
 
 /// The picture of a browser's tab: a torn-off ticket, without another request.
-const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' \
+pub(crate) const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' \
                     height='16' rx='3' fill='%23175c4c'/%3E%3Cpath d='M4 3h8v10l-2-1.500-2 1.500-2-1.500-2 1.500z' \
                     fill='%23fff'/%3E%3C/svg%3E";
 
@@ -85,7 +85,11 @@ fn visitor(visit: &Visit) -> Markup {
     html! {
         div.visitor {
             span { "realm " strong { (visit.holder.realm) } }
-            span title=(visit.holder.id) { "key " code { (crate::show::short(&visit.holder.id)) } }
+            @if let Some(name) = &visit.name {
+                span title=(visit.holder.id) { (name) }
+            } @else {
+                span title=(visit.holder.id) { "key " code { (crate::show::short(&visit.holder.id)) } }
+            }
             form method="post" action="/console/sign-out" {
                 input type="hidden" name="form_tag" value=(visit.form_tag);
                 button.quiet type="submit" { "Sign out" }

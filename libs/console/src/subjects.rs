@@ -234,7 +234,7 @@ pub(crate) async fn erase(console: web::Data<Console>, request: HttpRequest, pay
             let main = confirm(visit, subject, !again.is_empty());
             return Ok(page::shown(&console, visit, "Erase", Section::Subjects, &main));
         }
-        let erased = match console.audit.custodian.erase(&caller, subject).await {
+        let erased = match console.audit.custodian.erase(&caller, subject, None).await {
             Ok(erased) => erased,
             Err(problem) if problem.code() == ProblemCode::NothingHeld => {
                 let done = html! { "Nothing is held on the subject, so nothing was erased." };

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use session_model::{Digest, KeyId, RealmName};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -42,15 +44,21 @@ struct WrappingKey {
     first: bool,
 }
 
+/// Wrapping keys, the current one first; never empty.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+struct Wrapping(Vec<WrappingKey>);
+
 /// The keys of a log that are shared by every node that appends to it. They live outside the database: whoever has only the database
 /// opens nothing.
 ///
 /// A log begins with one key-encryption key, from which all are derived. The key that wraps data keys may be replaced: there are then
-/// several, of which one is current, apart from the others, which stay for as long as the log.
+/// several, of which one is current, apart from the others, which stay for as long as the log. Clones of a keyring share the wrapping keys, so
+/// that all of a process takes up new ones at once ([`Keyring::take_up`]).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Keyring {
-    /// The current one first; never empty.
-    wrapping: Vec<WrappingKey>,
+    /// Locked for the time of one wrapping or unwrapping.
+    #[zeroize(skip)]
+    wrapping: Arc<RwLock<Wrapping>>,
     lookup: [u8; 32],
     answers: [u8; 32],
     view: [u8; 32],
@@ -98,7 +106,7 @@ impl Keyring {
         let [console, cluster] = expand(key_encryption_key, &[b"counterfoil keyring v1: console"])?;
         let first = WrappingKey { key: wrapping.0, id: WrappingKeyId::of(&wrapping.0)?, first: true };
         Ok(Self {
-            wrapping: vec![first],
+            wrapping: shared(vec![first]),
             lookup: lookup.0,
             answers: answers.0,
             view: view.0,
@@ -129,7 +137,7 @@ impl Keyring {
         }
         let KeyFile { lookup, answers, view, console, cluster, .. } = file;
         Ok(Self {
-            wrapping,
+            wrapping: shared(wrapping),
             lookup: lookup.0,
             answers: answers.0,
             view: view.0,
@@ -146,7 +154,7 @@ impl Keyring {
         let kept = |key: &WrappingKey| KeyFileKey { id: key.id.to_string(), key: Digest(key.key), first: key.first };
         let file = KeyFile {
             version: 2,
-            wrapping: self.wrapping.iter().map(kept).collect(),
+            wrapping: self.wrapping.read().0.iter().map(kept).collect(),
             lookup: Digest(self.lookup),
             answers: Digest(self.answers),
             view: Digest(self.view),
@@ -159,7 +167,39 @@ impl Keyring {
 
     /// The wrapping keys, the current one first.
     pub fn wrapping_keys(&self) -> Vec<WrappingKeyId> {
-        self.wrapping.iter().map(|key| key.id).collect()
+        self.wrapping.read().0.iter().map(|key| key.id).collect()
+    }
+
+    /// Takes up the wrapping keys of a newer key file of the same log, in this keyring and all its clones; answers whether anything changed.
+    /// Keys that the newer file does not have are forgotten.
+    ///
+    /// # Errors
+    /// [`SealError::Malformed`] if the file is another log's: the keys that never change are not the same.
+    pub fn take_up(&self, newer: &Self) -> Result<bool, SealError> {
+        if !self.is_of_one_log_with(newer) {
+            return Err(SealError::Malformed("the key file is another log's"));
+        }
+        if self.wrapping_keys() == newer.wrapping_keys() {
+            return Ok(false);
+        }
+        let keys = newer.wrapping.read().clone();
+        *self.wrapping.write() = keys;
+        Ok(true)
+    }
+
+    /// Whether both have the keys that never change.
+    pub fn is_of_one_log_with(&self, other: &Self) -> bool {
+        let lasting = |keyring: &Self| {
+            Zeroizing::new([keyring.lookup, keyring.answers, keyring.view, keyring.console, keyring.cluster].concat())
+        };
+        openssl::memcmp::eq(&lasting(self), &lasting(other))
+    }
+
+    /// The same keyring with wrapping keys of its own, changed.
+    fn changed(&self, change: impl FnOnce(&mut Vec<WrappingKey>)) -> Self {
+        let mut keys = self.wrapping.read().clone();
+        change(&mut keys.0);
+        Self { wrapping: Arc::new(RwLock::new(keys)), ..self.clone() }
     }
 
     /// The same keys and a new wrapping key, which unwraps, and does not wrap before it is made current.
@@ -170,26 +210,22 @@ impl Keyring {
         let mut key = [0; 32];
         openssl::rand::rand_bytes(&mut key)?;
         let id = WrappingKeyId::of(&key)?;
-        let mut more = self.clone();
-        more.wrapping.push(WrappingKey { key, id, first: false });
-        Ok((more, id))
+        Ok((self.changed(|keys| keys.push(WrappingKey { key, id, first: false })), id))
     }
 
     /// The same keys, this one of them current; `None` if it is not among them.
     pub fn with_current(&self, id: WrappingKeyId) -> Option<Self> {
-        let mut turned = self.clone();
-        let at = turned.wrapping.iter().position(|key| key.id == id)?;
-        let current = turned.wrapping.remove(at);
-        turned.wrapping.insert(0, current);
-        Some(turned)
+        let at = self.wrapping_keys().iter().position(|known| *known == id)?;
+        Some(self.changed(|keys| {
+            let current = keys.remove(at);
+            keys.insert(0, current);
+        }))
     }
 
     /// The same keys without this one; `None` if it is the current one, or not among them.
     pub fn without(&self, id: WrappingKeyId) -> Option<Self> {
-        let mut fewer = self.clone();
-        let at = fewer.wrapping.iter().position(|key| key.id == id).filter(|at| *at > 0)?;
-        fewer.wrapping.remove(at).zeroize();
-        Some(fewer)
+        let at = self.wrapping_keys().iter().position(|known| *known == id).filter(|at| *at > 0)?;
+        Some(self.changed(|keys| keys.remove(at).zeroize()))
     }
 
     /// Encrypts a data key for storage under the current wrapping key, bound to its id.
@@ -197,7 +233,8 @@ impl Keyring {
     /// # Errors
     /// [`SealError::OpenSsl`].
     pub fn wrap(&self, id: KeyId, key: &DataKey) -> Result<Vec<u8>, SealError> {
-        let current = self.wrapping.first().ok_or(SealError::Malformed("the key file"))?;
+        let keys = self.wrapping.read();
+        let current = keys.0.first().ok_or(SealError::Malformed("the key file"))?;
         let wrapped = encrypt(&current.key, id.uuid().as_bytes(), key.bytes())?;
         Ok(if current.first { wrapped } else { [&[WITH_ID], &current.id.0[..], &wrapped].concat() })
     }
@@ -208,7 +245,8 @@ impl Keyring {
     /// [`SealError::UnknownWrappingKey`] if the wrapping key is not among ours, [`SealError::NotAuthentic`] if it was wrapped by another
     /// keyring or for another id.
     pub fn unwrap(&self, id: KeyId, wrapped: &[u8]) -> Result<DataKey, SealError> {
-        let (by, wrapped) = self.wrapper(wrapped)?;
+        let keys = self.wrapping.read();
+        let (by, wrapped) = wrapper(&keys, wrapped)?;
         let mut bytes = decrypt(&by.key, id.uuid().as_bytes(), wrapped)?;
         let key = bytes.as_slice().try_into().map(DataKey::from_bytes);
         bytes.zeroize();
@@ -220,7 +258,7 @@ impl Keyring {
     /// # Errors
     /// [`SealError::UnknownWrappingKey`] if it is not among ours, [`SealError::NotAuthentic`] if it is no wrapped key.
     pub fn wrapped_by(&self, wrapped: &[u8]) -> Result<WrappingKeyId, SealError> {
-        self.wrapper(wrapped).map(|(by, _)| by.id)
+        wrapper(&self.wrapping.read(), wrapped).map(|(by, _)| by.id)
     }
 
     /// A stored data key, wrapped by the current wrapping key; `None` if it is already.
@@ -229,25 +267,10 @@ impl Keyring {
     /// See [`Keyring::unwrap`].
     pub fn rewrap(&self, id: KeyId, wrapped: &[u8]) -> Result<Option<Vec<u8>>, SealError> {
         let by = self.wrapped_by(wrapped)?;
-        if self.wrapping.first().is_some_and(|current| current.id == by) {
+        if self.wrapping.read().0.first().is_some_and(|current| current.id == by) {
             return Ok(None);
         }
         self.wrap(id, &self.unwrap(id, wrapped)?).map(Some)
-    }
-
-    /// The key that wrapped something, and what it wrapped.
-    fn wrapper<'a>(&self, wrapped: &'a [u8]) -> Result<(&WrappingKey, &'a [u8]), SealError> {
-        if wrapped.len() == WRAPPED {
-            let first = self.wrapping.iter().find(|key| key.first);
-            return first
-                .map(|first| (first, wrapped))
-                .ok_or(SealError::UnknownWrappingKey("the log's first".to_owned()));
-        }
-        let behind = wrapped.strip_prefix(&[WITH_ID]).and_then(|rest| rest.split_first_chunk::<8>());
-        let (id, rest) = behind.ok_or(SealError::NotAuthentic)?;
-        let id = WrappingKeyId(*id);
-        let by = self.wrapping.iter().find(|key| key.id == id && !key.first);
-        by.map(|by| (by, rest)).ok_or_else(|| SealError::UnknownWrappingKey(id.to_string()))
     }
 
     /// Under what a subject's data key is found: `HMAC(lookup key, realm ‖ 0 ‖ subject)`. Deleted with the key row, so that
@@ -285,6 +308,14 @@ impl Keyring {
         decrypt(&self.answers, &key.0, sealed)
     }
 
+    /// What a request is told by that must not be guessed at, because it names somebody: a keyed digest of its digest.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn request_digest(&self, request: &Digest) -> Result<Digest, SealError> {
+        Ok(hmac(&self.answers, &[b"request\0", &request.0])?)
+    }
+
     /// What the console gives a browser to show again, so that it can tell its own from what somebody else made:
     /// `HMAC(console key, purpose ‖ each part behind its length)`. The same on every node.
     ///
@@ -318,6 +349,23 @@ impl Keyring {
     pub const fn cluster_secret(&self) -> &[u8; 32] {
         &self.cluster
     }
+}
+
+fn shared(keys: Vec<WrappingKey>) -> Arc<RwLock<Wrapping>> {
+    Arc::new(RwLock::new(Wrapping(keys)))
+}
+
+/// The key that wrapped something, and what it wrapped.
+fn wrapper<'a, 'b>(keys: &'a Wrapping, wrapped: &'b [u8]) -> Result<(&'a WrappingKey, &'b [u8]), SealError> {
+    if wrapped.len() == WRAPPED {
+        let first = keys.0.iter().find(|key| key.first);
+        return first.map(|first| (first, wrapped)).ok_or(SealError::UnknownWrappingKey("the log's first".to_owned()));
+    }
+    let behind = wrapped.strip_prefix(&[WITH_ID]).and_then(|rest| rest.split_first_chunk::<8>());
+    let (id, rest) = behind.ok_or(SealError::NotAuthentic)?;
+    let id = WrappingKeyId(*id);
+    let by = keys.0.iter().find(|key| key.id == id && !key.first);
+    by.map(|by| (by, rest)).ok_or_else(|| SealError::UnknownWrappingKey(id.to_string()))
 }
 
 impl fmt::Debug for Keyring {
@@ -406,11 +454,39 @@ mod tests {
             matches!(after.unwrap(id, &old), Err(SealError::UnknownWrappingKey(_))),
             "what a backup holds stays shut"
         );
-        assert!(!after.to_file().unwrap().windows(64).any(|part| part == hex(&before.wrapping[0].key).as_bytes()));
+        assert!(
+            !after.to_file().unwrap().windows(64).any(|part| part == hex(&before.wrapping.read().0[0].key).as_bytes())
+        );
         // What is found under lookups, and in views, stays as it was.
         let realm = "a".parse().unwrap();
         assert_eq!(after.lookup(&realm, "alice").unwrap(), before.lookup(&realm, "alice").unwrap());
         assert_eq!(after.view_key(), before.view_key());
+    }
+
+    #[test]
+    fn a_newer_file_is_taken_up_by_all_who_share_the_keyring_and_another_logs_by_none() {
+        let (id, key) = (KeyId::new(Uuid::from_u128(1)), DataKey::generate().unwrap());
+        let node = Keyring::new(&[1; 32]).unwrap();
+        let elsewhere = node.clone();
+        let old = node.wrap(id, &key).unwrap();
+        let (both, added) = node.with_another().unwrap();
+        assert_eq!(elsewhere.wrapping_keys().len(), 1, "what is made of a keyring leaves it as it is");
+        let turned = both.with_current(added).unwrap();
+        let new = turned.wrap(id, &key).unwrap();
+        assert!(matches!(elsewhere.unwrap(id, &new), Err(SealError::UnknownWrappingKey(_))));
+
+        let file = Keyring::from_file(&turned.to_file().unwrap()).unwrap();
+        assert!(node.take_up(&file).unwrap());
+        assert!(!node.take_up(&file).unwrap(), "nothing new");
+        assert_eq!(elsewhere.unwrap(id, &new).unwrap().bytes(), key.bytes());
+        assert_eq!(elsewhere.wrapped_by(&elsewhere.wrap(id, &key).unwrap()).unwrap(), added);
+        let fewer = turned.without(node.wrapping_keys()[1]).unwrap();
+        assert!(node.take_up(&fewer).unwrap());
+        assert!(matches!(elsewhere.unwrap(id, &old), Err(SealError::UnknownWrappingKey(_))), "retired");
+
+        let stranger = Keyring::new(&[2; 32]).unwrap();
+        assert!(matches!(node.take_up(&stranger), Err(SealError::Malformed(_))));
+        assert_eq!(elsewhere.unwrap(id, &new).unwrap().bytes(), key.bytes());
     }
 
     fn hex(bytes: &[u8]) -> String {

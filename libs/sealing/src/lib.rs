@@ -5,7 +5,7 @@
 //! * [`Keyring`] holds the key-encryption key and what is derived from it.
 //! * [`LogKey`] signs checkpoints; [`VerifierKey`] verifies them. [`CosignerKey`] and [`CosignerVerifier`] are a witness's.
 //! * [`ClusterKey`] and [`FrameKey`] seal what nodes send each other.
-//! * [`SignerCertificate`] verifies what somebody else signed with the key of a certificate.
+//! * [`SignerCertificate`] verifies what somebody else signed with the key of a certificate, [`JwsKey`] the tokens that somebody issues.
 //! * [`Ids`] makes identifiers and secrets.
 //!
 //! Keys come in as bytes and go out wrapped: this crate opens no file.
@@ -15,6 +15,7 @@ mod cluster;
 mod cosigner;
 mod data_key;
 mod ids;
+mod jws;
 mod keyring;
 mod log_key;
 
@@ -23,6 +24,7 @@ pub use cluster::{ClusterKey, FRAME_TAG, FrameKey};
 pub use cosigner::{CosignerKey, CosignerVerifier};
 pub use data_key::{DataKey, Sealed};
 pub use ids::{Ids, token_digest};
+pub use jws::{JwsAlgorithm, JwsCurve, JwsKey};
 pub use keyring::{Keyring, WrappingKeyId};
 pub use log_key::{LogKey, VerifierKey};
 

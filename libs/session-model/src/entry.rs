@@ -121,7 +121,7 @@ pub enum Role {
 /// Who asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Actor {
-    /// Id of the credential, or name of the node.
+    /// Id of the credential; name of the node; or `subject:` and the handle of a subject that asked itself.
     pub id: String,
     /// In which role.
     pub role: Role,

@@ -4,17 +4,20 @@ use std::future::Future;
 use std::time::Duration;
 
 use audit_log::{Claims, DataKeyRow, Place, Refusal, SubjectChange};
-use session_model::{Action, Detail, EndReason, KeyId, Outcome};
+use merkle_log::leaf_hash;
+use serde::{Deserialize, Serialize};
+use session_model::{Action, Detail, EndReason, KeyId, Leaf, Outcome};
 use tokio::time::{Instant, sleep};
 
 use crate::change::{Draft, NotAppended, in_time};
 use crate::data_keys::Found;
 use crate::error::ServiceError;
 use crate::failures::{internal, of_key, of_read};
-use crate::service::{Caller, HOUSE, SessionService};
+use crate::idempotency::{Entered, Kept};
+use crate::service::{Caller, HOUSE, Idempotency, SessionService};
 
 /// What was destroyed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Erased {
     /// The handle under which the subject stands in leaves: from now on it means nobody.
     pub key: KeyId,
@@ -26,29 +29,60 @@ pub struct Erased {
     pub place: Place,
 }
 
+/// What is kept of an erasure under its idempotency key, sealed. Names nobody.
+#[derive(Serialize, Deserialize)]
+struct KeptErasure {
+    key: KeyId,
+    ended: usize,
+    keys: usize,
+}
+
 /// A pause before an erasure is tried again that met something else under way for the subject.
 const BUSY: Duration = Duration::from_millis(20);
 
 impl SessionService {
     /// Erases a subject: ends its sessions, then destroys its data key and those it owns, in the transaction that records it. What
     /// they sealed cannot be read any more, by anybody; leaves and proofs stay as they are. `before` is called, with the key
-    /// still there, before each attempt to destroy it.
+    /// still there, before each attempt to destroy it. Once done, the same idempotency key answers the same.
     ///
     /// # Errors
-    /// [`ServiceError::NothingHeld`] if the realm holds nothing on the subject, [`ServiceError::LegalHold`] if it is held.
+    /// [`ServiceError::NothingHeld`] if the realm holds nothing on the subject, [`ServiceError::LegalHold`] if it is held, those of
+    /// idempotency keys.
     pub async fn erase_subject<F>(
         &self,
         caller: &Caller,
         subject: &str,
+        idempotency: Option<Idempotency>,
         before: impl Fn(KeyId) -> F,
     ) -> Result<Erased, ServiceError>
     where
         F: Future<Output = Result<(), ServiceError>>,
     {
+        // The request names the subject: what is kept of it for a day must not tell who that was.
+        let idempotency = match idempotency {
+            None => None,
+            Some(Idempotency { key, request }) => {
+                let request = self.keys.keyring().request_digest(&request).map_err(internal)?;
+                Some(Idempotency { key, request })
+            }
+        };
+        let _under_way = match self.enter(idempotency).await? {
+            Entered::Replay(kept) => return self.erased_before(caller, &kept).await,
+            Entered::Go(guard) => guard,
+        };
         let deadline = Instant::now() + self.config.deadline * 6;
         let mut ended = 0;
         loop {
-            let row = self.kept_on(caller, subject).await?.ok_or(ServiceError::NothingHeld)?;
+            let Some(row) = self.kept_on(caller, subject).await? else {
+                // Perhaps another node has just done it, asked with the same key.
+                let Some(Idempotency { key, request }) = idempotency else { return Err(ServiceError::NothingHeld) };
+                return match self.log.answer(&key).await.map_err(of_read)? {
+                    Some(answer) if answer.request == request => {
+                        self.erased_before(caller, &Kept { key, answer }).await
+                    }
+                    Some(_) | None => Err(ServiceError::NothingHeld),
+                };
+            };
             if row.held {
                 return Err(ServiceError::LegalHold);
             }
@@ -58,13 +92,20 @@ impl SessionService {
             let owned = self.log.data_keys_owned_by(row.id).await.map_err(of_read)?.len();
             let house = self.keys.of_subject(&caller.realm, HOUSE).await.map_err(of_key)?;
             let detail = [("subject_key", row.id.uuid().to_string()), ("sessions_ended", ended.to_string())];
-            let draft = subject_draft(self, &house, Action::SubjectErased, &detail, SubjectChange::Erased(row.id));
+            let mut draft = subject_draft(self, &house, Action::SubjectErased, &detail, SubjectChange::Erased(row.id));
+            let kept = serde_json::to_vec(&KeptErasure { key: row.id, ended, keys: owned + 1 });
+            let kept = kept.map_err(|_| ServiceError::Internal("an erasure cannot be written"))?;
+            draft.claims.idempotency = self.claim_answer(idempotency, &kept, draft.now)?;
             match self.append(caller, draft, Instant::now() + self.config.deadline).await {
                 Ok(done) => {
                     self.keys.forget_subject(row.id, &caller.realm, subject);
                     return Ok(Erased { key: row.id, ended, keys: owned + 1, place: done.place });
                 }
                 Err(NotAppended::Refused(Refusal::LegalHold)) => return Err(ServiceError::LegalHold),
+                Err(NotAppended::Refused(Refusal::IdempotencyKeyUsed)) => {
+                    let kept = self.kept_by_another(idempotency).await?;
+                    return self.erased_before(caller, &kept).await;
+                }
                 // Something began for the subject meanwhile, or somebody else erased it.
                 Err(NotAppended::Refused(_)) => {
                     self.keys.forget(&house, &caller.realm, Some(HOUSE));
@@ -74,6 +115,21 @@ impl SessionService {
             }
             in_time(deadline)?;
         }
+    }
+
+    /// The answer of an erasure that was done before, under the same idempotency key.
+    async fn erased_before(&self, caller: &Caller, kept: &Kept) -> Result<Erased, ServiceError> {
+        let stored = self.log.entries(&[kept.answer.index]).await.map_err(of_read)?;
+        let Some(Some(entry)) = stored.into_iter().next() else { return Err(ServiceError::NotFound) };
+        let leaf = Leaf::decode(&entry.leaf).map_err(|_| ServiceError::Internal("the entry is not a leaf"))?;
+        if leaf.realm != caller.realm || leaf.action != Action::SubjectErased {
+            return Err(ServiceError::NotFound);
+        }
+        let answer = self.keys.keyring().open_answer(&kept.key, &kept.answer.answer).map_err(internal)?;
+        let KeptErasure { key, ended, keys } =
+            serde_json::from_slice(&answer).map_err(|_| ServiceError::Internal("a kept erasure cannot be read"))?;
+        let place = Place { index: entry.index, hash: leaf_hash(&entry.leaf), tree_size: entry.tree_size };
+        Ok(Erased { key, ended, keys, place })
     }
 
     /// Puts a subject under legal hold, whether or not anything is held on it yet, or releases it. `reason` is sealed.

@@ -43,9 +43,18 @@ impl SessionService {
         token: Option<&Token>,
         now: Timestamp,
     ) -> Result<Option<IdempotencyClaim>, ServiceError> {
+        self.claim_answer(idempotency, token.map(Token::expose).unwrap_or_default().as_bytes(), now)
+    }
+
+    /// The claim of an idempotency key, and the answer to be kept under it.
+    pub(crate) fn claim_answer(
+        &self,
+        idempotency: Option<Idempotency>,
+        answer: &[u8],
+        now: Timestamp,
+    ) -> Result<Option<IdempotencyClaim>, ServiceError> {
         let Some(Idempotency { key, request }) = idempotency else { return Ok(None) };
-        let token = token.map(Token::expose).unwrap_or_default();
-        let answer = self.keys.keyring().seal_answer(&key, token.as_bytes()).map_err(internal)?;
+        let answer = self.keys.keyring().seal_answer(&key, answer).map_err(internal)?;
         Ok(Some(IdempotencyClaim { key, request, answer, expires: now.plus(KEEP_ANSWERS) }))
     }
 
@@ -73,11 +82,17 @@ impl SessionService {
         caller: &Caller,
         idempotency: Option<Idempotency>,
     ) -> Result<Changed, ServiceError> {
+        let kept = self.kept_by_another(idempotency).await?;
+        self.replayed(caller, &kept).await
+    }
+
+    /// What another node kept under this key a moment ago.
+    pub(crate) async fn kept_by_another(&self, idempotency: Option<Idempotency>) -> Result<Kept, ServiceError> {
         let Some(Idempotency { key, request }) = idempotency else {
             return Err(ServiceError::Internal("an idempotency key where none is claimed"));
         };
         match self.log.answer(&key).await.map_err(of_read)? {
-            Some(answer) if answer.request == request => self.replayed(caller, &Kept { key, answer }).await,
+            Some(answer) if answer.request == request => Ok(Kept { key, answer }),
             Some(_) => Err(ServiceError::IdempotencyMismatch),
             None => Err(ServiceError::Unavailable(Unavailable::LogRead)),
         }

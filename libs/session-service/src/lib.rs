@@ -33,5 +33,5 @@ pub use follower::{Follower, FollowerStatus, RebuildState};
 pub use reaper::Reaper;
 pub use service::{
     Caller, Changed, Idempotency, ListQuery, NewSession, Page, Parts, Record, ServiceConfig, SessionService,
-    Validation, ValidationReason,
+    Validation, ValidationReason, subject_actor,
 };

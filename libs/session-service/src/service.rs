@@ -109,6 +109,20 @@ pub struct NewSession {
     pub absolute_timeout: Option<Seconds>,
 }
 
+/// Who asks for a session.
+#[derive(Debug, Clone, Copy)]
+enum Asking {
+    /// Whoever has the credential.
+    Caller,
+    /// Its subject.
+    Subject,
+}
+
+/// How an entry names a subject that is its actor: by its handle, the id of its data key.
+pub fn subject_actor(handle: &str) -> String {
+    format!("subject:{handle}")
+}
+
 /// An idempotency key, and the request it stands for.
 #[derive(Debug, Clone, Copy)]
 pub struct Idempotency {
@@ -376,7 +390,16 @@ impl SessionService {
         new: NewSession,
         idempotency: Option<Idempotency>,
     ) -> Result<Changed, ServiceError> {
-        self.in_time(self.create_now(caller, new, idempotency)).await
+        self.in_time(self.create_now(caller, new, idempotency, Asking::Caller)).await
+    }
+
+    /// Begins a session that its subject itself asked for: the actor of its entry is the subject, in the caller's role, under the handle
+    /// by which leaves know subjects. The handle is the session's data key.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn create_by_subject(&self, caller: &Caller, new: NewSession) -> Result<Changed, ServiceError> {
+        self.in_time(self.create_now(caller, new, None, Asking::Subject)).await
     }
 
     async fn create_now(
@@ -384,6 +407,7 @@ impl SessionService {
         caller: &Caller,
         new: NewSession,
         idempotency: Option<Idempotency>,
+        asking: Asking,
     ) -> Result<Changed, ServiceError> {
         let policy = self.policy(&caller.realm)?;
         let _under_way = match self.enter(idempotency).await? {
@@ -424,7 +448,15 @@ impl SessionService {
                     ..Claims::default()
                 },
             };
-            match self.append(caller, draft, deadline).await {
+            let appended = match asking {
+                Asking::Caller => self.append(caller, draft, deadline).await,
+                Asking::Subject => {
+                    let id = subject_actor(&found.id().uuid().to_string());
+                    let actor = Actor { id, role: caller.actor.role };
+                    self.append(&Caller { actor, ..caller.clone() }, draft, deadline).await
+                }
+            };
+            match appended {
                 Ok(done) => return changed(done, Some(token)),
                 Err(NotAppended::Refused(Refusal::DataKeyTaken | Refusal::DataKeyMissing)) => {
                     self.keys.forget(&found, &caller.realm, new.subject.as_deref());

@@ -10,6 +10,7 @@ use http_client::HttpClient;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::archives::{OpenArgs, run_open};
 use crate::cli::{Common, runtime};
 use crate::evidence_commands::{BundleArgs, run_bundle};
 use crate::output::{Output, write};
@@ -45,6 +46,8 @@ pub(crate) enum AuditCommand {
     Bundle(BundleArgs),
     /// Archives and drops what is sealed and past its realm's retention_days, straight in the log of the configuration
     Prune(PruneArgs),
+    /// Opens the sealed parts of an archive that pruning wrote, straight with the keys of the configuration; recorded, with its purpose
+    Open(OpenArgs),
 }
 
 /// Which service, as whom.
@@ -179,6 +182,9 @@ pub(crate) fn run_audit_command(common: &Common, command: AuditCommand) -> Resul
     let output = common.output;
     match command {
         AuditCommand::Prune(args) => runtime()?.block_on(async { run_prune(&common.load()?, args, output).await }),
+        AuditCommand::Open(args) => {
+            runtime()?.block_on(async { run_open(&common.load()?, args, &mut io::stdout()).await })
+        }
         AuditCommand::Bundle(args) => runtime()?.block_on(run_bundle(common, args)),
         AuditCommand::Entries { server, filter, limit } => {
             let items = entries(&Service::new(&server)?, &filter, limit)?;

@@ -14,7 +14,7 @@ use audit_log::LogStore;
 use audit_search::{Archive, SearchError};
 use parking_lot::Mutex;
 use session_model::{Action, Actor, Detail, Outcome, Protocol, RealmName, Timestamp};
-use session_service::{Caller, Record, ServiceError, SessionService, Unavailable};
+use session_service::{Caller, Idempotency, Record, ServiceError, SessionService, Unavailable};
 use telemetry::Metrics;
 use tokio::time::interval;
 use tracing::{error, warn};
@@ -45,10 +45,15 @@ pub(crate) struct Keeper {
 
 #[async_trait]
 impl Custodian for Keeper {
-    async fn erase(&self, caller: &Caller, subject: &str) -> Result<ErasureDocument, Problem> {
+    async fn erase(
+        &self,
+        caller: &Caller,
+        subject: &str,
+        idempotency: Option<Idempotency>,
+    ) -> Result<ErasureDocument, Problem> {
         // While the key still exists: afterwards nobody knows which addresses its entries named.
         let forget = async |key| self.archive.forget_addresses(&caller.realm, key).await.map_err(not_forgotten);
-        let erased = match self.service.erase_subject(caller, subject, forget).await {
+        let erased = match self.service.erase_subject(caller, subject, idempotency, forget).await {
             Ok(erased) => erased,
             Err(refused @ (ServiceError::LegalHold | ServiceError::NothingHeld)) => {
                 let why = if matches!(refused, ServiceError::LegalHold) { "legal_hold" } else { "nothing_held" };

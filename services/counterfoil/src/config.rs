@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::sign_in::Oidc;
 use crate::soap::Soap;
 use crate::tls::Tls;
 use figment::Figment;
@@ -92,6 +93,8 @@ pub(crate) struct Management {
 pub(crate) struct ConsolePages {
     /// Whether `/console` shows auditors the log and operators the state of the service. Default true.
     pub enabled: bool,
+    /// Signing in with an identity provider, beside API keys. Default: none.
+    pub oidc: Option<Oidc>,
 }
 
 /// The log.
@@ -609,7 +612,7 @@ impl Default for Config {
                 tls: None,
             },
             management: Management { listen: "127.0.0.1:9090".into() },
-            console: ConsolePages { enabled: true },
+            console: ConsolePages { enabled: true, oidc: None },
             data_dir: "./data".into(),
             node: "node".into(),
             log: Log {
@@ -759,7 +762,11 @@ impl Config {
                 return Err(ConfigError::Value { key: key.into(), why: "must not be 0".into() });
             }
         }
-        self.soap.check(&self.realms).map_err(|(key, why)| ConfigError::Value { key, why })
+        let wrong = |(key, why)| ConfigError::Value { key, why };
+        if let Some(oidc) = &self.console.oidc {
+            oidc.check(&self.realms).map_err(wrong)?;
+        }
+        self.soap.check(&self.realms).map_err(wrong)
     }
 
     /// The realms and what each demands.

@@ -2,7 +2,8 @@
 //!
 //! A data key is the only thing that opens what a subject's entries have sealed. It lies in the database wrapped by a key that lies outside. Who has an old
 //! backup of the database *and* that key opens what was erased since; once all data keys are wrapped by another key and the old one is destroyed,
-//! nobody does. The order keeps every node able to read at every moment: `add` (and give each node the file), `rotate` (again), `rewrap`, `retire`.
+//! nobody does. The order keeps every node able to read at every moment: `add` (and give each node the file), `rotate` (again), `rewrap`, `retire`. Nodes take the
+//! file up while they run (`key_reload.rs`).
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -26,9 +27,9 @@ use crate::serve::{Core, open_core};
 pub(crate) enum KeyEncryptionCommand {
     /// Lists the wrapping keys of the key file, the current one first, and how many data keys each wraps
     List,
-    /// Makes another wrapping key, which wraps nothing yet. Then copy the key files to each node and start it again
+    /// Makes another wrapping key, which wraps nothing yet. Then copy the key files to each node, which takes them up within a second
     Add,
-    /// Makes the wrapping key that was added the current one. Then copy the key files to each node and start it again
+    /// Makes the wrapping key that was added the current one. Then copy the key files to each node, which takes them up within a second
     Rotate,
     /// Wraps every data key by the current wrapping key. Nodes may run; cut short, it goes on where it was when it is called again
     Rewrap {
@@ -119,7 +120,10 @@ async fn change(core: Core, config: &Config, action: Action, id: WrappingKeyId, 
 const PAGE: usize = 5_000;
 
 /// How many data keys each wrapping key wraps.
-async fn wrapped(log: &dyn LogStore, keyring: &Keyring) -> Result<BTreeMap<WrappingKeyId, u64>, Failure> {
+///
+/// # Errors
+/// If the log cannot be read, or one is wrapped by a key that the keyring does not have.
+pub(crate) async fn wrapped(log: &dyn LogStore, keyring: &Keyring) -> Result<BTreeMap<WrappingKeyId, u64>, Failure> {
     let mut counts = BTreeMap::new();
     let mut after = None;
     loop {

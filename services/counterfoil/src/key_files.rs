@@ -118,11 +118,8 @@ impl KeyFiles {
                 }
             }
         }
-        let kek = Zeroizing::new(read_or_make(&dir.join(KEK), 0o600, || Ok(Ids.secret()?.to_vec()))?);
-        let keyring = Keyring::from_file(&kek).map_err(|failure| match failure {
-            SealError::Malformed(_) => KeyFileError::Malformed { path: dir.join(KEK) },
-            other => other.into(),
-        })?;
+        let _made = Zeroizing::new(read_or_make(&dir.join(KEK), 0o600, || Ok(Ids.secret()?.to_vec()))?);
+        let keyring = Self::keyring(dir)?;
         let origin = read_or_make(&dir.join(ORIGIN), 0o644, || {
             let name = sha256(&Ids.secret()?).to_string();
             Ok(format!("counterfoil.invalid/{:.16}\n", name).into_bytes())
@@ -153,6 +150,19 @@ impl KeyFiles {
         };
         let known = known(&dir.join(KNOWN), log_keys.iter().chain(&p256))?;
         Ok(Self { keyring, log_keys, p256, known, origin })
+    }
+
+    /// The keyring of the file `kek` as it is now.
+    ///
+    /// # Errors
+    /// [`KeyFileError`]; also if there is none.
+    pub(crate) fn keyring(dir: &Path) -> Result<Keyring, KeyFileError> {
+        let path = dir.join(KEK);
+        let kek = Zeroizing::new(read_secret(&path)?);
+        Keyring::from_file(&kek).map_err(|failure| match failure {
+            SealError::Malformed(_) => KeyFileError::Malformed { path },
+            other => other.into(),
+        })
     }
 
     /// What verifies the log's checkpoints, past ones included.
@@ -282,8 +292,14 @@ fn read_or_make(
             Err(failure) => return Err(io(failure)),
         }
     }
+    if mode & 0o077 == 0 { read_secret(path) } else { fs::read(path).map_err(io) }
+}
+
+/// Reads a file that nobody else may be able to read.
+fn read_secret(path: &Path) -> Result<Vec<u8>, KeyFileError> {
+    let io = |source| KeyFileError::Io { path: path.to_owned(), source };
     let found = fs::metadata(path).map_err(io)?.permissions().mode();
-    if mode & 0o077 == 0 && found & 0o077 != 0 {
+    if found & 0o077 != 0 {
         return Err(KeyFileError::Exposed { path: path.to_owned() });
     }
     fs::read(path).map_err(io)

@@ -1,6 +1,7 @@
 //! `counterfoil`: the audited session service. The only code that names concrete backends.
 
 mod anchors;
+mod archives;
 mod audit_commands;
 mod auditing;
 mod backends;
@@ -11,11 +12,13 @@ mod evidence_commands;
 mod key_commands;
 mod key_encryption;
 mod key_files;
+mod key_reload;
 mod log_keys;
 mod management;
 mod output;
 mod pruning;
 mod serve;
+mod sign_in;
 mod sinks;
 mod soap;
 mod tls;

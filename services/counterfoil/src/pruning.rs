@@ -203,7 +203,8 @@ fn archive_dir(config: &Config) -> Result<&Path, ConfigError> {
     })
 }
 
-fn digest(path: &Path) -> io::Result<String> {
+/// SHA-256 of a file, hexadecimal.
+pub(crate) fn digest(path: &Path) -> io::Result<String> {
     let mut hash = openssl::sha::Sha256::new();
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 16];
@@ -314,10 +315,12 @@ pub(crate) async fn prune_now_and_then(pruner: Pruner, cursors: Arc<dyn Delivery
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
     use session_model::{Attributes, EndReason, Kind};
     use session_service::NewSession;
 
     use super::*;
+    use crate::archives::OpenArgs;
 
     fn day(now: Timestamp, days: i64) -> Timestamp {
         Timestamp::from_micros(now.as_micros() + days * 86_400_000_000)
@@ -428,6 +431,34 @@ mod tests {
         assert_eq!((gone.entries, gone.unexplained, gone.by.len()), (40, 0, 1), "{report}");
         assert_eq!(Some(&gone.by[0].bundle), pruned[0].sha256.as_ref());
 
+        // What was dropped can be opened again, for a purpose, which is an entry; what was erased since cannot.
+        let mut lines = Vec::new();
+        crate::archives::run_open(&config, asked(&bundle, "case-117"), &mut lines).await.unwrap();
+        let lines: Vec<Value> =
+            String::from_utf8(lines).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 40);
+        assert!(lines.iter().all(|line| line["personal"]["state"] == "open"), "{lines:?}");
+        assert!(lines.is_sorted_by_key(|line| line["index"].as_u64()));
+        assert_eq!(lines[0]["personal"]["event"]["created"]["subject"], "s0");
+        let size = log.head().await.unwrap().size().0;
+        let newest = log.entries(&[LeafIndex(size - 1)]).await.unwrap().remove(0).unwrap();
+        let newest = session_model::Leaf::decode(&newest.leaf).unwrap();
+        assert_eq!((newest.action, newest.detail["purpose"].as_str()), (Action::AuditRead, "case-117"));
+        assert_eq!(newest.detail["bundle"], digest(&bundle).unwrap());
+        service.erase_subject(&caller("default"), "s0", None, async |_| Ok(())).await.unwrap();
+        let mut lines = Vec::new();
+        crate::archives::run_open(&config, asked(&bundle, "case-117"), &mut lines).await.unwrap();
+        let text = String::from_utf8(lines).unwrap();
+        assert_eq!((text.matches("\"erased\"").count(), text.matches("\"open\"").count()), (2, 38), "{text}");
+        assert!(!text.contains("\"s0\""), "{text}");
+        // A part of another entry is not what the leaf commits to.
+        let altered = folder.path().join("altered.zip");
+        swapped(&bundle, &altered);
+        let mut lines = Vec::new();
+        let refused = crate::archives::run_open(&config, asked(&altered, "case-117"), &mut lines).await.unwrap_err();
+        assert!(refused.to_string().contains("2 parts do not open"), "{refused}");
+        assert_eq!(String::from_utf8(lines).unwrap().matches("\"broken\"").count(), 2);
+
         // Dropped behind the back of retention: every proof holds, and the report has what no entry explains.
         let batch = log.sealed_batches(LeafIndex(0), 1).await.unwrap().remove(0);
         let behind = batch.sealed.iter().flatten().count() as u64;
@@ -439,6 +470,35 @@ mod tests {
         let report = verified(&again);
         assert_eq!(report.pruned.unwrap().unexplained, behind);
         service.close().await;
+    }
+
+    fn asked(archive: &Path, purpose: &str) -> OpenArgs {
+        let (realm, purpose) = ("default".parse().unwrap(), purpose.parse().unwrap());
+        OpenArgs { archive: archive.to_owned(), purpose, realm, session: None }
+    }
+
+    /// The same archive with the sealed parts of its last two entries changed for each other.
+    fn swapped(bundle: &Path, altered: &Path) {
+        let mut from = zip::ZipArchive::new(File::open(bundle).unwrap()).unwrap();
+        let mut to = zip::ZipWriter::new(File::create(altered).unwrap());
+        for at in 0..from.len() {
+            let mut file = from.by_index(at).unwrap();
+            let name = file.name().unwrap().into_owned();
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
+            if name.starts_with("sealed/") {
+                let text = String::from_utf8(bytes).unwrap();
+                let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+                let last = lines.len() - 1;
+                let one = lines[last]["sealed"].take();
+                lines[last]["sealed"] = lines[last - 1]["sealed"].take();
+                lines[last - 1]["sealed"] = one;
+                bytes = lines.iter().map(|line| format!("{line}\n")).collect::<String>().into_bytes();
+            }
+            to.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            to.write_all(&bytes).unwrap();
+        }
+        to.finish().unwrap();
     }
 
     #[test]

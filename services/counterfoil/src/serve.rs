@@ -38,6 +38,7 @@ use crate::config::{Config, LogFormat, WhenWrong};
 use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
 use crate::key_files::{KeyFiles, KnownKey};
+use crate::key_reload;
 use crate::management::{self, Clustered, Health};
 use crate::pruning::{self, PruneStatus, Pruner, prune_now_and_then};
 use crate::sinks::Sinks;
@@ -187,7 +188,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let reader: Arc<dyn LogReader> = Arc::clone(&log) as _;
     let file = places.file();
     let anchors = Running::start(places, &config, &reader, &verifiers).await?;
-    let rates = core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
+    let rates: HashMap<RealmName, u32> =
+        core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
     let consumers = crate::soap::consumers(&config, &core.keys.keyring, &core.policies)?;
     let now = MachineClock { start: Instant::now() }.wall();
     let beside_log = std::mem::replace(&mut core.nonces, LogNonces::Alone);
@@ -200,7 +202,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let ledger = Arc::new(RefusalLedger::new(Arc::clone(&service), first_realm.clone()));
 
     let minted = bootstrap(&config, &service, &*log).await?;
-    let holders = Arc::new(Keyholders::new(rates));
+    let holders = Arc::new(Keyholders::new(rates.clone()));
     holders.refresh(&*log).await?;
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
     let started = event(Action::ServiceStarted, [("program", env!("CARGO_PKG_VERSION").to_owned())]);
@@ -218,6 +220,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let projecting = tokio::spawn(project(archive.clone(), Arc::clone(&log)));
     let gathering = tokio::spawn(gather(Arc::clone(&ledger)));
     let refresher = tokio::spawn(refresh(Arc::clone(&holders), Arc::clone(&log)));
+    key_reload::show(&keyring, &metrics);
+    let following = tokio::spawn(key_reload::follow_key_file(config.keys_dir(), keyring.clone(), Arc::clone(&log)));
 
     let lease = Arc::clone(&cursors);
     let sinks = Sinks::start(&config, &log, cursors).await?;
@@ -276,11 +280,15 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
             let config = config.clone();
             Arc::new(move || crate::anchors::stamps(&config))
         },
-        now,
+        now: Arc::clone(&now),
         room: Arc::new(Semaphore::new(BUNDLES)),
         last_check: verification,
     };
-    api.console = config.console.enabled.then(|| Console::new(evidence.clone(), Arc::clone(&service), keyring));
+    if config.console.enabled {
+        let oidc = config.console.oidc.as_ref();
+        let people = oidc.map(|oidc| oidc.people(rates, Arc::clone(&nonces), now)).transpose()?;
+        api.console = Some(Console::new(evidence.clone(), Arc::clone(&service), keyring).with_people(people));
+    }
     api.evidence = Some(evidence);
     let (main, main_address) = api.listen(&config, consumers, nonces)?;
     let (management, management_address) = listen_management(&config, health)?;
@@ -320,6 +328,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     // The last entries are in the log: what the other side takes in time need not wait for the next start.
     sinks.close(Duration::from_secs(config.server.drain_s)).await;
     refresher.abort();
+    following.abort();
     projecting.abort();
     if let Some(checker) = checker {
         checker.abort();

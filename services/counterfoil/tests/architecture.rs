@@ -34,6 +34,8 @@ const MAY: &[(&str, &[&str])] = &[
     ("cluster-postgres", &["cluster"]),
     ("cluster-redis", &["cluster"]),
     ("cluster-unicast", &["cluster"]),
+    // Who vouches for people.
+    ("oidc", &["http-client", "sealing", "session-model"]),
     // What auditors search with.
     ("audit-search", &["audit-log", "merkle-log", "sealing", "session-model"]),
     ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
@@ -82,6 +84,8 @@ const MAY: &[(&str, &[&str])] = &[
             "audit-log",
             "audit-search",
             "merkle-log",
+            "nonce-store",
+            "oidc",
             "sealing",
             "session-model",
             "session-service",

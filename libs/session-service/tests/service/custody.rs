@@ -3,13 +3,41 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use session_model::{Action, Outcome, SessionId};
-use session_service::{ListQuery, ServiceError};
+use session_model::{Action, Digest, Outcome, SessionId};
+use session_service::{Caller, Idempotency, ListQuery, ServiceError};
 
 use crate::rig::{Rig, caller, new, policy, realm};
 
 async fn erase(rig: &Rig, subject: &str) -> Result<session_service::Erased, ServiceError> {
-    rig.service.erase_subject(&caller(), subject, async |_| Ok(())).await
+    rig.service.erase_subject(&caller(), subject, None, async |_| Ok(())).await
+}
+
+/// A second erasure under the same key is the first one's answer, on any node, and destroys nothing that has come since.
+#[tokio::test(start_paused = true)]
+async fn an_erasure_is_repeated_under_its_idempotency_key_only() {
+    let rig = Rig::new(policy());
+    let other = rig.beside();
+    rig.create(Some("alice")).await;
+    let key = |key, request| Some(Idempotency { key: Digest([key; 32]), request: Digest([request; 32]) });
+    let erase = async |rig: &Rig, subject: &str, idempotency| {
+        rig.service.erase_subject(&caller(), subject, idempotency, async |_| Ok(())).await
+    };
+    assert!(matches!(erase(&rig, "bob", key(1, 2)).await, Err(ServiceError::NothingHeld)), "which is not kept");
+    let first = erase(&rig, "alice", key(1, 1)).await.unwrap();
+    let newer = rig.create(Some("alice")).await;
+    assert_eq!(erase(&rig, "alice", key(1, 1)).await.unwrap(), first);
+    assert_eq!(erase(&other, "alice", key(1, 1)).await.unwrap(), first);
+    assert!(rig.service.get(&caller(), newer.session.id).await.is_ok(), "whoever comes after it is not erased again");
+    assert!(matches!(erase(&rig, "bob", key(1, 2)).await, Err(ServiceError::IdempotencyMismatch)));
+    let stranger = Caller { realm: "b".parse().unwrap(), ..caller() };
+    let theirs = rig.service.erase_subject(&stranger, "alice", key(1, 1), async |_| Ok(())).await;
+    assert!(matches!(theirs, Err(ServiceError::NotFound)), "{theirs:?}");
+    // What is kept for a day does not tell who it was, not even to whoever guesses: it is keyed.
+    let kept = rig.log.answer(&Digest([1; 32])).await.unwrap().unwrap();
+    assert_ne!(kept.request, Digest([1; 32]));
+    assert_ne!(erase(&rig, "alice", key(2, 1)).await.unwrap().key, first.key, "another key is another erasure");
+    let erasures = rig.leaves().await.into_iter().filter(|leaf| leaf.action == Action::SubjectErased).count();
+    assert_eq!(erasures, 2);
 }
 
 async fn anonymous_then(rig: &Rig, subject: &str) -> SessionId {
@@ -45,6 +73,23 @@ async fn an_erased_subject_is_unreadable_and_every_proof_still_holds() {
     assert!(matches!(erase(&rig, "alice").await, Err(ServiceError::NothingHeld)));
     let again = rig.create(Some("alice")).await;
     assert_ne!(again.session.data_key, erased.key);
+}
+
+/// Two nodes asked at once with one key: one erases, both say so.
+#[tokio::test(start_paused = true)]
+async fn one_erasure_under_one_key_on_two_nodes() {
+    let rig = Rig::new(policy());
+    let other = rig.beside();
+    rig.create(Some("alice")).await;
+    let key = Some(Idempotency { key: Digest([1; 32]), request: Digest([1; 32]) });
+    let theirs = std::sync::Mutex::new(None);
+    let meanwhile = async |_| {
+        let erased = other.service.erase_subject(&caller(), "alice", key, async |_| Ok(())).await?;
+        *theirs.lock().unwrap() = Some(erased);
+        Ok(())
+    };
+    let ours = rig.service.erase_subject(&caller(), "alice", key, meanwhile).await.unwrap();
+    assert_eq!(Some(ours), theirs.into_inner().unwrap());
 }
 
 /// Another process, which has the key in memory, cannot seal anything with it any more.
@@ -106,7 +151,7 @@ async fn sessions_that_begin_meanwhile_are_never_left_behind_unreadable() {
         counter.fetch_add(1, Ordering::Relaxed);
         Ok(())
     };
-    rig.service.erase_subject(&caller(), "alice", before).await.unwrap();
+    rig.service.erase_subject(&caller(), "alice", None, before).await.unwrap();
     assert!(attempts.load(Ordering::Relaxed) >= 1);
     for id in creating.await.unwrap() {
         match rig.service.get(&caller(), id).await {

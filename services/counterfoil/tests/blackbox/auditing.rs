@@ -160,8 +160,23 @@ fn an_erased_subject_is_nowhere_and_a_held_one_stays() {
     assert_eq!(hold("DELETE", None).status, 200);
     assert_eq!(hold("DELETE", None).json()["code"], "nothing_held");
 
-    let erased = erase();
+    let keyed = |key: &str, path: &str, body: Option<&[u8]>| {
+        let bearer = format!("Bearer {AUDITOR}");
+        let mut headers = vec![("Authorization", bearer.as_str()), ("Idempotency-Key", key)];
+        headers.extend(body.map(|_| ("Content-Type", "application/json")));
+        program.ask("POST", &format!("/v1/audit/{path}/erasure"), &headers, body).unwrap()
+    };
+    let erased = keyed("case 7", subject, None);
     assert_eq!(erased.status, 200, "{}", erased.text);
+    let again = keyed("case 7", subject, None);
+    assert_eq!((again.status, &again.text), (200, &erased.text), "the first answer again");
+    assert_eq!(again.header("counterfoil-index"), erased.header("counterfoil-index"));
+    assert_eq!(keyed("case 8", subject, None).json()["code"], "nothing_held");
+    for (path, body) in [("subjects/bob", None), (subject, Some(&b"{}"[..]))] {
+        let reused = keyed("case 7", path, body);
+        assert_eq!((reused.status, reused.json()["code"].clone()), (422, json!("idempotency_key_reused")), "{path}");
+    }
+    assert_eq!(keyed("", subject, None).status, 400);
     assert_eq!(erased.json()["sessions_ended"], 1);
     assert_eq!(erased.header("counterfoil-index"), erased.json()["receipt"]["index"].to_string());
     assert_eq!(erase().json()["code"], "nothing_held");
@@ -174,7 +189,7 @@ fn an_erased_subject_is_nowhere_and_a_held_one_stays() {
     }
     assert_eq!(program.app("GET", &format!("/v1/sessions/{session}"), None).status, 404);
     let refusals = actions(&program, "action=subject.erased&outcome=refused");
-    assert_eq!(refusals.len(), 2, "the one under hold, and the second");
+    assert_eq!(refusals.len(), 3, "the one under hold, that with another key, and the one without");
 
     // Every receipt still proves.
     let receipt = program.app("GET", "/v1/receipts/3", None);

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::program::{APPLICATION, AUDITOR, Answer, Home, OPERATOR, Program};
 
 /// What a browser does of its own: keeps cookies, and sends forms as the page has them.
-struct Browser<'a> {
+pub(crate) struct Browser<'a> {
     program: &'a Program,
-    cookies: RefCell<BTreeMap<String, String>>,
+    pub(crate) cookies: RefCell<BTreeMap<String, String>>,
     /// Headers of a proxy in front, if there is one.
     headers: Vec<(&'static str, &'static str)>,
 }
@@ -18,7 +18,7 @@ struct Browser<'a> {
 const VISIT: &str = "counterfoil-console";
 
 impl<'a> Browser<'a> {
-    fn new(program: &'a Program) -> Self {
+    pub(crate) fn new(program: &'a Program) -> Self {
         Self { program, cookies: RefCell::default(), headers: Vec::new() }
     }
 
@@ -29,22 +29,22 @@ impl<'a> Browser<'a> {
         browser
     }
 
-    fn sign_in(&self, key: &str) -> Answer {
+    pub(crate) fn sign_in(&self, key: &str) -> Answer {
         let page = self.get("/console/sign-in");
         self.post("/console/sign-in", &[("form_tag", &tag(&page)), ("key", key)])
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, None)
     }
 
-    fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+    pub(crate) fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let encoded = fields.iter().map(|(name, value)| format!("{name}={}", percent(value))).collect::<Vec<_>>();
         self.ask("POST", path, Some(encoded.join("&").into_bytes()))
     }
 
     /// Sends a form with the tag of the visit.
-    fn send(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+    pub(crate) fn send(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let tag = tag(&self.get("/console/subjects"));
         self.post(path, &[fields, &[("form_tag", &tag)]].concat())
     }
@@ -85,16 +85,16 @@ fn percent(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-fn tag(page: &Answer) -> String {
+pub(crate) fn tag(page: &Answer) -> String {
     let (_, rest) = page.text.split_once("name=\"form_tag\" value=\"").unwrap_or_else(|| panic!("{}", page.text));
     rest.split('"').next().unwrap().to_owned()
 }
 
-fn to_the_door(answer: &Answer) -> bool {
+pub(crate) fn to_the_door(answer: &Answer) -> bool {
     answer.status == 303 && answer.header("location").starts_with("/console/sign-in")
 }
 
-fn entries(program: &Program, query: &str) -> Vec<Value> {
+pub(crate) fn entries(program: &Program, query: &str) -> Vec<Value> {
     let found = program.json(AUDITOR, "GET", &format!("/v1/audit/entries?limit=500&{query}"), None);
     assert_eq!(found.status, 200, "{}", found.text);
     found.json()["items"].as_array().unwrap().clone()
@@ -218,14 +218,14 @@ fn every_page_is_for_its_role_and_an_application_has_none() {
     let session = program.app("POST", "/v1/sessions", Some(json!({"subject": "a"}))).json();
     let id = session["id"].as_str().unwrap();
     let index = &session["receipt"]["index"];
-    let get = |path: &str| ("GET", path.to_owned());
-    let post = |path: &str| ("POST", path.to_owned());
+    let get = |path: &'static str| ("GET", path, path.to_owned());
+    let post = |path: &'static str| ("POST", path, path.to_owned());
     let auditor = [
         get("/console/entries"),
-        ("GET", format!("/console/entries/{index}")),
-        ("GET", format!("/console/sessions/{id}")),
+        ("GET", "/console/entries/{index}", format!("/console/entries/{index}")),
+        ("GET", "/console/sessions/{id}", format!("/console/sessions/{id}")),
         get("/console/checkpoints"),
-        ("GET", format!("/console/bundle?session={id}")),
+        ("GET", "/console/bundle", format!("/console/bundle?session={id}")),
         get("/console/subjects"),
         post("/console/subjects"),
         post("/console/subjects/export"),
@@ -234,12 +234,30 @@ fn every_page_is_for_its_role_and_an_application_has_none() {
         post("/console/subjects/erase"),
     ];
     let operator = [get("/console/status")];
+    // What everybody may ask for, because it shows nothing of the log: tried by other tests here.
+    let anybody = [
+        ("GET", "/console"),
+        ("GET", "/console/"),
+        ("GET", "/console/assets/{name}"),
+        ("GET", "/console/sign-in"),
+        ("POST", "/console/sign-in"),
+        ("GET", "/console/oidc"),
+        ("GET", "/console/oidc/callback"),
+        ("POST", "/console/sign-out"),
+    ];
+    let mut tried: Vec<_> =
+        auditor.iter().chain(&operator).map(|(method, page, _)| (*method, (*page).to_owned())).collect();
+    tried.extend(anybody.map(|(method, page)| (method, page.to_owned())));
+    let mut all = ::console::pages();
+    all.sort();
+    tried.sort();
+    assert_eq!(tried, all, "a page is not in the table");
     let (as_auditor, as_operator) = (Browser::signed_in(&program, AUDITOR), Browser::signed_in(&program, OPERATOR));
     assert_eq!(as_auditor.get("/console").header("location"), "/console/entries");
     assert_eq!(as_operator.get("/console").header("location"), "/console/status");
     let visits = [(&as_auditor, AUDITOR), (&as_operator, OPERATOR)];
     for (pages, allowed) in [(&auditor[..], AUDITOR), (&operator[..], OPERATOR)] {
-        for (method, path) in pages {
+        for (method, _, path) in pages {
             for (browser, key) in visits {
                 let page = if key == AUDITOR { "/console/subjects" } else { "/console/status" };
                 let tag = tag(&browser.get(page));
@@ -260,6 +278,26 @@ fn every_page_is_for_its_role_and_an_application_has_none() {
     assert!(refused.headers.get_all("set-cookie").iter().all(|line| !line.to_str().unwrap().starts_with(VISIT)));
     assert!(!as_operator.get("/console/status").text.contains("/console/entries"), "no way to what is closed");
     assert_eq!(as_auditor.get("/console/none").status, 404);
+    assert_eq!(as_auditor.ask("DELETE", "/console/sign-in", None).header("allow"), "GET, POST");
+    assert_eq!(as_auditor.ask("DELETE", "/console/status", None).header("allow"), "GET");
+}
+
+#[test]
+fn the_services_own_last_check_is_shown() {
+    let home = Home::new().with("VERIFY__WITHIN_S", "1");
+    let program = home.start();
+    let browser = Browser::signed_in(&program, AUDITOR);
+    let began = std::time::Instant::now();
+    let checked = loop {
+        let found = program.json(AUDITOR, "GET", "/v1/audit/verify", None).json();
+        if found["result"] == "good" {
+            break browser.get("/console/checkpoints");
+        }
+        assert!(began.elapsed().as_secs() < 20, "{found}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    assert!(checked.text.contains("<span class=\"good\">Every entry is what it was.</span>"), "{}", checked.text);
+    assert!(checked.text.contains("<th scope=\"row\">Entries covered</th>"), "{}", checked.text);
 }
 
 #[test]

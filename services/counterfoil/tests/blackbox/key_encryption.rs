@@ -1,5 +1,7 @@
 //! The key that data keys are wrapped with is replaced while the service runs; what was erased since a backup stays shut.
 
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::{Value, json};
 
 use crate::anchors::{log_files, put_back};
@@ -28,6 +30,28 @@ fn ran(home: &Home, arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Waits until the node shows these lines among its metrics, and no other wrapping key.
+fn until(program: &Program, lines: &[&str]) {
+    let began = std::time::Instant::now();
+    loop {
+        let metrics = program.ask("GET", "/metrics", &[], None).unwrap().text;
+        let shown: Vec<&str> = metrics.lines().filter(|line| line.starts_with("key_encryption_keys{")).collect();
+        let plain: Vec<String> = shown.iter().map(|line| one_label(line)).collect();
+        if plain.len() == lines.len() && lines.iter().all(|line| plain.iter().any(|shown| shown == line)) {
+            return;
+        }
+        assert!(began.elapsed().as_secs() < 10, "{shown:?} is not {lines:?}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// A sample with the label of its wrapping key alone.
+fn one_label(line: &str) -> String {
+    let (_, rest) = line.split_once("wrapping_key=\"").unwrap();
+    let (key, rest) = rest.split_once('"').unwrap();
+    format!("key_encryption_keys{{wrapping_key=\"{key}\"}} {}", rest.rsplit(' ').next().unwrap())
+}
+
 #[test]
 fn a_wrapping_key_is_replaced_beside_a_running_service_and_what_was_erased_stays_shut() {
     let home = Home::new();
@@ -43,16 +67,13 @@ fn a_wrapping_key_is_replaced_beside_a_running_service_and_what_was_erased_stays
     assert_eq!((&rows[0]["current"], &rows[1]["data_keys"]), (&json!(true), &json!(0)));
     assert_eq!(home.run(&["key-encryption", "add"]).0, Some(1), "one at a time");
     assert_eq!(home.run(&["key-encryption", "retire", &old]).0, Some(1), "it is current");
-    // A node with the old file goes on beside one with both.
+    // The node goes on all the while, and takes each file up without a restart.
+    let has = |key: &str, worth: u8| format!("key_encryption_keys{{wrapping_key=\"{key}\"}} {worth}");
+    until(&program, &[&has(&old, 1), &has(&new, 0)]);
     change(&program, &alice);
-    program.stop();
-    let program = home.start();
-    ran(&home, &["key-encryption", "rotate"]);
     let both_but_old_current = create(&program, "carol");
-    program.stop();
-
-    // Only a node that has begun since wraps by the new one.
-    let program = home.start();
+    ran(&home, &["key-encryption", "rotate"]);
+    until(&program, &[&has(&new, 1), &has(&old, 0)]);
     let dave = create(&program, "dave");
     let rows = ran(&home, &["key-encryption", "list"]);
     assert_eq!(
@@ -70,10 +91,35 @@ fn a_wrapping_key_is_replaced_beside_a_running_service_and_what_was_erased_stays
         change(&program, session);
         assert_eq!(revealed(&program, session)["state"], "open");
     }
-    program.stop();
     let rows = ran(&home, &["key-encryption", "retire", &old]);
     assert_eq!(rows.as_array().unwrap().len(), 1);
     assert_eq!(rows[0]["wrapping_key"], json!(new));
+    until(&program, &[&has(&new, 1)]);
+    // Files that must not be taken up: an older one, another log's, one that others can read, one that is only half there.
+    let good = std::fs::read(&kek).unwrap();
+    let told =
+        || std::fs::read_to_string(home.folder.path().join("stderr")).unwrap().matches("is not taken up").count();
+    for (at, (bad, mode)) in
+        [(&old_file[..], 0o600), (&[7; 32], 0o600), (&good[..], 0o644), (&good[..good.len() / 2], 0o600)]
+            .iter()
+            .enumerate()
+    {
+        std::fs::write(&kek, bad).unwrap();
+        std::fs::set_permissions(&kek, std::fs::Permissions::from_mode(*mode)).unwrap();
+        let began = std::time::Instant::now();
+        while told() <= at {
+            assert!(began.elapsed().as_secs() < 10, "file {at} was taken up");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        until(&program, &[&has(&new, 1)]);
+        create(&program, &format!("beside {at}"));
+    }
+    std::fs::write(&kek, &good).unwrap();
+    std::fs::set_permissions(&kek, std::fs::Permissions::from_mode(0o600)).unwrap();
+    for session in [&alice, &bob, &both_but_old_current, &dave] {
+        assert_eq!(revealed(&program, session)["state"], "open");
+    }
+    program.stop();
 
     // With the new file alone all is as it was.
     let program = home.start();
@@ -89,8 +135,7 @@ fn a_wrapping_key_is_replaced_beside_a_running_service_and_what_was_erased_stays
     assert!(of("key.created", &new) && of("key.rotated", &new) && of("key.rewrapped", &new) && of("key.revoked", &old));
     program.stop();
 
-    // A node that still has the old file says what is wrong with it.
-    let good = std::fs::read(&kek).unwrap();
+    // A node that begins with the old file says what is wrong with it.
     std::fs::write(&kek, old_file).unwrap();
     for command in [&["serve"][..], &["key-encryption", "list"]] {
         let refused = home.run(command);

@@ -19,6 +19,7 @@ mod evidence;
 mod export;
 mod key_encryption;
 mod log_keys;
+mod oidc;
 mod program;
 mod retention;
 mod secrets;

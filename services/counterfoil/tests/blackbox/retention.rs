@@ -64,3 +64,32 @@ fn a_node_prunes_in_the_background_and_the_command_line_beside_it() {
     assert!(!archive.exists());
     program.stop();
 }
+
+/// The command line's side of opening an archive; that what was dropped opens again is tested where time can be chosen (`pruning.rs`).
+#[test]
+fn an_archive_is_opened_for_a_purpose_and_by_session() {
+    let home = Home::new();
+    let program = home.start();
+    program.until_ready();
+    let first = program.app("POST", "/v1/sessions", Some(json!({"subject": "alice"}))).json();
+    program.app("POST", "/v1/sessions", Some(json!({"subject": "bob"})));
+    let archive = home.folder.path().join("archive.zip").display().to_string();
+    let (code, said) = home.run(&["audit", "bundle", &archive]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(home.run(&["audit", "open", &archive]).0, Some(2), "not without a purpose");
+    let (code, said) = home.run(&["audit", "open", &archive, "--purpose", "case-117"]);
+    assert!(code == Some(0) && said.contains("\"alice\"") && said.contains("\"bob\""), "{said}");
+    let id = first["id"].as_str().unwrap();
+    let (code, said) = home.run(&["audit", "open", &archive, "--purpose", "case-118", "--session", id]);
+    assert!(code == Some(0) && said.contains("\"alice\"") && !said.contains("\"bob\""), "{said}");
+    for (arguments, what) in [
+        (&["audit", "open", "nowhere.zip", "--purpose", "x"][..], "nowhere.zip"),
+        (&["audit", "open", &archive, "--purpose", "x", "--realm", "nowhere"], "no realm nowhere"),
+    ] {
+        let (code, said) = home.run(arguments);
+        assert!(code == Some(1) && said.contains(what), "{said}");
+    }
+    let readings = crate::console::entries(&program, "action=audit.read&actor=command-line");
+    let purposes: Vec<_> = readings.iter().filter_map(|item| item["entry"]["detail"]["purpose"].as_str()).collect();
+    assert_eq!(purposes, ["case-118", "case-117"], "what could not be opened was not read");
+}
