@@ -257,7 +257,10 @@ mod tests {
         assert!(!loses(&third, &fourth), "it was built upon");
         assert!(loses(&fourth, &state(false, 4, 41, 2, 0)), "two made the fourth");
         assert!(!loses(&third, &state(true, 4, 41, 2, 0)), "it was ended as it stood");
-        assert!(loses(&state(false, 6, 60, 1, 0), &state(true, 4, 41, 2, 0)), "changed by who had not heard of the end");
+        assert!(
+            loses(&state(false, 6, 60, 1, 0), &state(true, 4, 41, 2, 0)),
+            "changed by who had not heard of the end"
+        );
         assert!(!loses(&state(true, 4, 40, 1, 0), &state(true, 4, 41, 2, 0)), "two found it expired");
     }
 

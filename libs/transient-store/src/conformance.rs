@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use session_model::transient::{Stamp, Stamped, no_key, nowhere};
-use session_model::{Digest, Ended, EndReason, RealmName, Session, SessionId, State, Timestamp, Version};
+use session_model::{Digest, EndReason, Ended, RealmName, Session, SessionId, State, Timestamp, Version};
 use session_view::test_util::{at, session};
 use uuid::Uuid;
 
@@ -79,7 +79,11 @@ async fn listed(store: &dyn TransientStore, listing: &Listing) -> Vec<SessionId>
 pub async fn one_of_many(stores: &[&dyn TransientStore], realm: &RealmName) {
     let [store, ..] = stores else { return };
     let first = begun(realm, 1, None);
-    assert_eq!(put(*store, changing(&after(&first, 1, 1, |_| ()), &first)).await, Outcome::Moved, "there is nothing yet");
+    assert_eq!(
+        put(*store, changing(&after(&first, 1, 1, |_| ()), &first)).await,
+        Outcome::Moved,
+        "there is nothing yet"
+    );
     assert_eq!(put(*store, beginning(&first)).await, Outcome::Done);
     assert_eq!(put(*store, beginning(&first)).await, Outcome::Moved, "it has begun");
     let rivals: Vec<Stamped> = (0..32).map(|n| after(&first, 1, 10 + n, |_| ())).collect();
@@ -104,7 +108,8 @@ pub async fn ends_are_final(store: &dyn TransientStore, realm: &RealmName) {
     assert_eq!(put(store, changing(&ended, &first)).await, Outcome::Done);
     assert_eq!(put(store, changing(&after(&ended, 2, 1, |s| s.state = State::Active), &ended)).await, Outcome::Moved);
     let left = stands(store, first.session.id).await;
-    let left = left.map(|state| (state.session.ended().is_some(), state.session.subject.clone(), state.session.version));
+    let left =
+        left.map(|state| (state.session.ended().is_some(), state.session.subject.clone(), state.session.version));
     assert_eq!(left, Some((true, None, Version(2))));
     assert_eq!(store.mark_used(first.session.id, at(9)).await.ok().flatten().map(|state| state.stamp), None);
     assert!(listed(store, &Listing { subject: Some("ada".into()), ..all(realm) }).await.is_empty());
@@ -166,7 +171,8 @@ pub async fn lists(store: &dyn TransientStore, realm: &RealmName, other: &RealmN
     }
     assert_eq!(paged, ids.iter().map(|(_, id)| *id).collect::<Vec<_>>());
     let web = Listing { kind: Some(session_model::Kind::Web), limit: 3, ..all(realm) };
-    let expected: Vec<_> = ids.iter().filter(|(kind, _)| *kind == session_model::Kind::Web).map(|(_, id)| *id).collect();
+    let expected: Vec<_> =
+        ids.iter().filter(|(kind, _)| *kind == session_model::Kind::Web).map(|(_, id)| *id).collect();
     assert_eq!(listed(store, &web).await.as_slice(), expected.get(..3).unwrap_or_default());
     assert!(listed(store, &Listing { active: Some(false), ..all(realm) }).await.is_empty());
 }

@@ -17,7 +17,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use session_model::transient::{Stamp, Stamped};
-use session_model::{Digest, Kind, RealmName, Session, SessionId, Timestamp};
+use session_model::{Digest, Kind, RealmName, Seconds, Session, SessionId, Timestamp};
+
+/// How long after its absolute deadline an ended session is still known: the clocks of nodes may differ by as much, and one that is late
+/// must not bring back what others have forgotten.
+pub const REMEMBERED: Seconds = Seconds::minutes(10);
 
 /// A state that is to stand.
 #[derive(Debug, Clone)]

@@ -10,14 +10,10 @@ use async_trait::async_trait;
 use hashbrown::HashMap;
 use parking_lot::RwLock;
 use session_model::transient::{Joined, Stamped, bucket};
-use session_model::{Digest, RealmName, Seconds, Session, SessionId, Timestamp};
+use session_model::{Digest, RealmName, Session, SessionId, Timestamp};
 use session_view::session_bytes;
 
-use crate::{KeptAnswer, Listing, Outcome, Put, StoreError, StoreStatus, TransientStore};
-
-/// How long after its absolute deadline an ended session is still known: the clocks of nodes may differ by as much, and one that is late
-/// must not bring back what others have forgotten.
-const GRACE: Seconds = Seconds::minutes(10);
+use crate::{KeptAnswer, Listing, Outcome, Put, REMEMBERED, StoreError, StoreStatus, TransientStore};
 
 /// What the table and the indices take for each session, beside the session.
 const OVERHEAD: usize = 320;
@@ -85,7 +81,7 @@ impl MemoryTransients {
         let mut merged = Merged::default();
         let mut held = self.held.write();
         for state in states {
-            if state.session.expires_at.plus(GRACE) <= now {
+            if state.session.expires_at.plus(REMEMBERED) <= now {
                 continue;
             }
             let Some(stands) = held.sessions.get(&state.session.id) else {
@@ -153,7 +149,7 @@ impl Held {
             }
             (false, _) => {
                 self.unindex(id);
-                self.graves.insert((state.session.expires_at.plus(GRACE).as_micros(), id));
+                self.graves.insert((state.session.expires_at.plus(REMEMBERED).as_micros(), id));
             }
         }
     }
@@ -233,7 +229,8 @@ impl Held {
                 ids.remove(&id);
             }
         }
-        while let Some((until, key)) = self.answers_end.first().copied().filter(|(until, _)| *until <= now.as_micros()) {
+        while let Some((until, key)) = self.answers_end.first().copied().filter(|(until, _)| *until <= now.as_micros())
+        {
             self.answers_end.remove(&(until, key));
             if self.answers.remove(&Digest(key)).is_some() {
                 self.bytes = self.bytes.saturating_sub(ANSWER);
