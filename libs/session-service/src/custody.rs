@@ -11,13 +11,13 @@ use crate::change::{Draft, NotAppended, in_time};
 use crate::data_keys::Found;
 use crate::error::ServiceError;
 use crate::failures::{internal, of_key, of_read};
-use crate::service::{Caller, HOUSE, SessionService};
+use crate::service::{Caller, HOUSE, Record, SessionService};
 
 /// What was destroyed.
 #[derive(Debug, Clone)]
 pub struct Erased {
-    /// The handle under which the subject stands in leaves: from now on it means nobody.
-    pub key: KeyId,
+    /// The handle under which the subject stands in leaves: from now on it means nobody. `None` if it stands in none, in a realm that keeps no log.
+    pub key: Option<KeyId>,
     /// How many open sessions were ended first.
     pub ended: usize,
     /// How many data keys were destroyed: the subject's, and those of the times before it had logged in.
@@ -62,7 +62,7 @@ impl SessionService {
             match self.append(caller, draft, Instant::now() + self.config.deadline).await {
                 Ok(done) => {
                     self.keys.forget_subject(row.id, &caller.realm, subject);
-                    return Ok(Erased { key: row.id, ended, keys: owned + 1, place: done.place });
+                    return Ok(Erased { key: Some(row.id), ended, keys: owned + 1, place: done.place });
                 }
                 Err(NotAppended::Refused(Refusal::LegalHold)) => return Err(ServiceError::LegalHold),
                 // Something began for the subject meanwhile, or somebody else erased it.
@@ -74,6 +74,18 @@ impl SessionService {
             }
             in_time(deadline)?;
         }
+    }
+
+    /// Records the erasure of a subject that the log holds nothing on.
+    pub(crate) async fn record_erasure(&self, caller: &Caller, ended: usize) -> Result<Place, ServiceError> {
+        let record = Record {
+            action: Action::SubjectErased,
+            outcome: Outcome::Success,
+            detail: [("sessions_ended".to_owned(), ended.to_string())].into(),
+            facts: Default::default(),
+            credential: None,
+        };
+        self.record(caller, record).await
     }
 
     /// Puts a subject under legal hold, whether or not anything is held on it yet, or releases it. `reason` is sealed.

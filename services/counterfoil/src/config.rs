@@ -36,6 +36,8 @@ pub(crate) struct Config {
     pub keys: Keys,
     /// The session view.
     pub view: View,
+    /// Realms of profile `transient`, which keep no log.
+    pub transient: Transient,
     /// How nodes share state.
     pub cluster: ClusterSection,
     /// The newest checkpoint, kept outside the database.
@@ -158,6 +160,31 @@ pub(crate) struct View {
 pub(crate) enum Beyond {
     Refuse,
     Evict,
+}
+
+/// Where the sessions of realms of profile `transient` are, which keep no log: what is lost there is lost. See docs/transient.md.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Transient {
+    /// `memory:`, in the nodes themselves, which send each other what they hold if `cluster.transport` is `unicast` or `redis`; or
+    /// `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`, a Redis that the nodes share. Default `memory:`.
+    pub url: String,
+    /// File that holds the URL, for one with a password.
+    pub url_file: Option<PathBuf>,
+    /// `memory:`: bytes that these sessions may take, by estimate; beyond them no session begins. 0, the default, is no bound.
+    pub memory_bytes: usize,
+    /// `memory:`: what a node does that is within reach of no more than half of `cluster.nodes`, itself included: `serve`, or `refuse`
+    /// everything that is asked of such a realm. Default `serve`.
+    pub minority: Minority,
+}
+
+/// What a node of a minority does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum Minority {
+    Serve,
+    Refuse,
 }
 
 /// How nodes share state. Every node of one log needs the same key files; what is lost on the way is read from the log.
@@ -633,6 +660,7 @@ impl Default for Config {
                 near_cache_bytes: 64 << 20,
                 operation_timeout_ms: 250,
             },
+            transient: Transient { url: "memory:".into(), url_file: None, memory_bytes: 0, minority: Minority::Serve },
             cluster: ClusterSection {
                 transport: TransportKind::None,
                 nodes: 0,
@@ -771,8 +799,14 @@ impl Config {
             let value = |why: String| ConfigError::Value { key: format!("realms.{name}"), why };
             let parsed: RealmName = name.parse().map_err(|failure| value(format!("{failure}")))?;
             if realm.profile == Profile::Transient {
-                let why = "profile transient keeps sessions without a log, which this version does not offer yet";
-                return Err(value(why.into()));
+                let promised = [
+                    ("audited_reads", realm.overrides.audited_reads == Some(true)),
+                    ("retention_days", realm.overrides.retention_days.is_some()),
+                ];
+                if let Some((key, _)) = promised.into_iter().find(|(_, promised)| *promised) {
+                    let why = "a realm of profile transient keeps no log that could keep this".into();
+                    return Err(ConfigError::Value { key: format!("realms.{name}.{key}"), why });
+                }
             }
             let policy = Policy::tightened(realm.profile, &realm.overrides)
                 .map_err(|looser| ConfigError::Looser { realm: name.clone(), looser })?;
@@ -811,6 +845,15 @@ impl Config {
     pub(crate) fn view_url(&self) -> Result<String, ConfigError> {
         let url = secret("view.url_file", &None, &self.view.url_file)?;
         Ok(url.unwrap_or_else(|| self.view.url.clone()))
+    }
+
+    /// URL of the store of transient sessions.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub(crate) fn transient_url(&self) -> Result<String, ConfigError> {
+        let url = secret("transient.url_file", &None, &self.transient.url_file)?;
+        Ok(url.unwrap_or_else(|| self.transient.url.clone()))
     }
 
     /// URL of the Redis that nodes talk through.
@@ -852,6 +895,7 @@ impl Config {
         shown.log.url = shown.log.url.as_deref().map(blot);
         shown.log.owner_url = shown.log.owner_url.as_deref().map(blot);
         shown.view.url = blot(&shown.view.url);
+        shown.transient.url = blot(&shown.transient.url);
         shown.cluster.redis.url = shown.cluster.redis.url.as_deref().map(blot);
         shown
     }
@@ -981,7 +1025,16 @@ mod tests {
         assert!(refused.contains("shop") && refused.contains("8.2.8"), "{refused}");
         let tighter = load("[realms.shop]\nprofile = 'pci_dss'\nidle_timeout_s = 60", &[]).unwrap();
         assert_eq!(tighter.policies().unwrap().len(), 2);
-        assert!(load("[realms.x]\nprofile = 'transient'", &[]).is_err());
+        assert!(load("[realms.x]\nprofile = 'transient'\nidle_timeout_s = 60", &[]).is_ok());
+    }
+
+    #[test]
+    fn a_realm_without_a_log_promises_nothing_that_only_a_log_could_keep() {
+        for (setting, key) in [("audited_reads = true", "audited_reads"), ("retention_days = 400", "retention_days")] {
+            let refused = load(&format!("[realms.x]\nprofile = 'transient'\n{setting}"), &[]).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("realms.x.{key}: ")), "{refused}");
+        }
+        assert!(load("[realms.x]\nprofile = 'transient'\naudited_reads = false", &[]).is_ok());
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod serve;
 mod sinks;
 mod soap;
 mod tls;
+mod transient;
 mod verification;
 mod witness;
 
