@@ -240,7 +240,7 @@ impl TransientSessions {
         match (held, expiry(&session, now)) {
             (Held::Foreign, _) => unknown,
             (_, Some(ended)) => Ok(Validation::Inactive(ValidationReason::of(&ended))),
-            (Held::Current, None) => Ok(Validation::Active(self.used(session, now, false).await?)),
+            (Held::Current, None) => Ok(Validation::Active(self.used(session, now, false).await)),
             (Held::Early, None) => Ok(Validation::Inactive(ValidationReason::Rotated)),
             (Held::Late, None) => {
                 if !session.reuse_recorded {
@@ -280,7 +280,7 @@ impl TransientSessions {
         let now = self.clock.now();
         match session.ended().cloned().or_else(|| expiry(&session, now)) {
             Some(ended) => Err(ServiceError::Ended(ended)),
-            None => self.used(session, now, true).await,
+            None => Ok(self.used(session, now, true).await),
         }
     }
 
@@ -553,18 +553,22 @@ impl TransientSessions {
     }
 
     /// Counts a use: marks it where that is worth a mark, or asked for.
-    async fn used(&self, session: Arc<Session>, now: Timestamp, always: bool) -> Result<Arc<Session>, ServiceError> {
+    async fn used(&self, session: Arc<Session>, now: Timestamp, always: bool) -> Arc<Session> {
         if !always && !session.use_is_worth_a_mark(now) {
-            return Ok(session);
+            return session;
         }
-        match self.store.mark_used(session.id, now).await.map_err(of_store)? {
-            Some(marked) => {
+        match self.store.mark_used(session.id, now).await {
+            Ok(Some(marked)) => {
                 if let Some(peers) = self.peers.get() {
                     peers.tell(&marked);
                 }
-                Ok(marked.session)
+                marked.session
             }
-            None => Ok(session),
+            Ok(None) => session,
+            Err(failure) => {
+                warn!(%failure, session = %session.id, "a use of a transient session could not be marked");
+                session
+            }
         }
     }
 

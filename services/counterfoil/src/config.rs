@@ -786,6 +786,18 @@ impl Config {
                 return Err(ConfigError::Value { key: key.into(), why: "must not be 0".into() });
             }
         }
+        if self.transient.minority == Minority::Refuse {
+            let lacking = [
+                (self.cluster.nodes == 0, "cluster.nodes, to know what a minority is"),
+                (self.cluster.transport == TransportKind::None, "cluster.transport, to see the others"),
+            ];
+            if let Some((_, what)) = lacking.into_iter().find(|(lacking, _)| *lacking) {
+                return Err(ConfigError::Value {
+                    key: "transient.minority".into(),
+                    why: format!("refuse needs {what}"),
+                });
+            }
+        }
         self.soap.check(&self.realms).map_err(|(key, why)| ConfigError::Value { key, why })
     }
 
@@ -1035,6 +1047,11 @@ mod tests {
             assert!(refused.starts_with(&format!("realms.x.{key}: ")), "{refused}");
         }
         assert!(load("[realms.x]\nprofile = 'transient'\naudited_reads = false", &[]).is_ok());
+        for cluster in ["transport = 'redis'", "nodes = 3"] {
+            let refused = load(&format!("[transient]\nminority = 'refuse'\n[cluster]\n{cluster}"), &[]).unwrap_err();
+            assert!(refused.to_string().starts_with("transient.minority: "), "{refused}");
+        }
+        assert!(load("[transient]\nminority = 'refuse'\n[cluster]\nnodes = 3\ntransport = 'redis'", &[]).is_ok());
     }
 
     #[test]

@@ -70,9 +70,6 @@ pub(crate) async fn open(
                 "refuse is for transient.url = \"memory:\": one Redis has no minority",
             ));
         }
-        Minority::Refuse if config.cluster.nodes == 0 => {
-            return Err(refused("transient.minority", "refuse needs cluster.nodes, to know what a minority is"));
-        }
         Minority::Refuse => Some(config.cluster.nodes),
     };
     if replica.is_some() && log_shared && config.cluster.transport == crate::config::TransportKind::None {
