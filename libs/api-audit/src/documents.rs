@@ -150,8 +150,11 @@ pub struct StateDocument {
 /// What an erasure destroyed.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ErasureDocument {
-    /// The handle under which the subject stands in leaves: from now on it means nobody.
-    pub subject_key: Uuid,
+    /// The handle under which the subject stands in leaves: from now on it means nobody. Not there if it stands in none, in a realm of
+    /// profile `transient`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub subject_key: Option<Uuid>,
     /// Open sessions that were ended first.
     pub sessions_ended: usize,
     /// Data keys destroyed: the subject's, and those of its sessions before it had logged in.

@@ -27,7 +27,7 @@ use api_http::{Gate, Problem};
 use async_trait::async_trait;
 use audit_log::LogReader;
 use audit_search::Archive;
-use session_model::{Detail, Timestamp};
+use session_model::{Detail, RealmName, Session, Timestamp};
 use session_service::{Caller, Idempotency};
 
 /// Records that somebody read the log.
@@ -57,6 +57,9 @@ pub trait Custodian: Send + Sync + 'static {
         held: bool,
         reason: Option<String>,
     ) -> Result<HoldDocument, Problem>;
+
+    /// The sessions of a subject that no entry tells of, in a realm that keeps no log.
+    async fn beside_the_log(&self, realm: &RealmName, subject: &str) -> Result<Vec<Arc<Session>>, Problem>;
 }
 
 /// The checkpoints that witnesses have cosigned.

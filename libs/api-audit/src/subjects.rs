@@ -1,6 +1,7 @@
 //! What privacy law asks for: erasing a subject, keeping it under legal hold, and handing out all that is held on it.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use access::Permission;
 use actix_web::http::header;
@@ -8,7 +9,9 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use api_http::{Fields, Problem, ProblemCode, ProblemDocument, Request, answer, query, read_body};
 use audit_search::{EntryFilter, Opened, Order};
 use futures::stream::{self, StreamExt};
-use session_model::{KeyId, LeafIndex, RealmName, check_text};
+use session_model::{
+    Attributes, Authentication, Client, KeyId, Kind, LeafIndex, RealmName, Session, Timestamp, check_text,
+};
 use session_service::Caller;
 use tracing::error;
 
@@ -183,17 +186,66 @@ pub async fn export(
     subject: &str,
     purpose: Option<&str>,
 ) -> Result<HttpResponse, Problem> {
+    let api = api.clone();
     let key = api.archive.subject_key(&caller.realm, subject).await.map_err(search_problem)?;
     let detail = key.map(|key| fact("subject_key", key.uuid())).unwrap_or_default();
-    record(api, request, &caller, detail, purpose).await?;
+    record(&api, request, &caller, detail, purpose).await?;
     let nothing = || Problem::new(ProblemCode::NothingHeld, "the realm holds nothing on the subject");
-    let key = key.ok_or_else(nothing)?;
-    let keys = api.archive.keys_of_subject(key).await.map_err(search_problem)?;
+    let beside = beside_the_log(&api.custodian.beside_the_log(&caller.realm, subject).await?)?;
+    if key.is_none() && beside.is_empty() {
+        return Err(nothing());
+    }
+    let beside = stream::iter([Ok::<_, actix_web::Error>(beside)]);
+    let keys = match key {
+        Some(key) => api.archive.keys_of_subject(key).await.map_err(search_problem)?,
+        None => HashSet::new(),
+    };
+    let entries = stream::iter(key).flat_map(move |key| lines(api.clone(), caller.realm.clone(), key, keys.clone()));
     Ok(HttpResponse::Ok()
         .content_type("application/x-ndjson")
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .insert_header((header::CONTENT_DISPOSITION, "attachment; filename=\"subject.jsonl\""))
-        .streaming(lines(api.clone(), caller.realm, key, keys)))
+        .streaming(beside.chain(entries)))
+}
+
+/// A session that no entry tells of.
+#[derive(Debug, serde::Serialize)]
+struct BesideTheLog<'a> {
+    transient_session: uuid::Uuid,
+    realm: &'a RealmName,
+    kind: Kind,
+    version: u64,
+    subject: Option<&'a str>,
+    attributes: &'a Attributes,
+    authentication: Option<&'a Authentication>,
+    client: Option<&'a Client>,
+    created_at: Timestamp,
+    last_seen_at: Timestamp,
+    expires_at: Timestamp,
+}
+
+/// One line each.
+fn beside_the_log(sessions: &[Arc<Session>]) -> Result<web::Bytes, Problem> {
+    let mut bytes = Vec::new();
+    for session in sessions {
+        let line = BesideTheLog {
+            transient_session: session.id.uuid(),
+            realm: &session.realm,
+            kind: session.kind,
+            version: session.version.0,
+            subject: session.subject.as_deref(),
+            attributes: &session.attributes,
+            authentication: session.authentication.as_ref(),
+            client: session.client.as_ref(),
+            created_at: session.created_at,
+            last_seen_at: session.last_seen_at,
+            expires_at: session.expires_at,
+        };
+        let written = serde_json::to_writer(&mut bytes, &line);
+        written.map_err(|_| Problem::new(ProblemCode::Internal, "a session cannot be written"))?;
+        bytes.push(b'\n');
+    }
+    Ok(bytes.into())
 }
 
 /// Page after page, until there are no more. A failure ends the answer before its end, which the client sees.

@@ -29,12 +29,15 @@ pub enum ProblemCode {
     LimitReached,
     NothingHeld,
     LegalHold,
+    NoLog,
     IdempotencyKeyReused,
     IdempotencyInFlight,
     BodyTooLarge,
     UnsupportedMediaType,
     RateLimited,
     LogUnavailable,
+    StoreUnavailable,
+    TooFewNodes,
     ViewFull,
     Overloaded,
     NotCaughtUp,
@@ -44,7 +47,7 @@ pub enum ProblemCode {
 
 impl ProblemCode {
     /// Every code.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::MalformedJson,
         Self::MalformedRequest,
         Self::ValidationFailed,
@@ -58,12 +61,15 @@ impl ProblemCode {
         Self::LimitReached,
         Self::NothingHeld,
         Self::LegalHold,
+        Self::NoLog,
         Self::IdempotencyKeyReused,
         Self::IdempotencyInFlight,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
         Self::RateLimited,
         Self::LogUnavailable,
+        Self::StoreUnavailable,
+        Self::TooFewNodes,
         Self::ViewFull,
         Self::Overloaded,
         Self::NotCaughtUp,
@@ -87,12 +93,15 @@ impl ProblemCode {
             Self::LimitReached => "limit_reached",
             Self::NothingHeld => "nothing_held",
             Self::LegalHold => "legal_hold",
+            Self::NoLog => "no_log",
             Self::IdempotencyKeyReused => "idempotency_key_reused",
             Self::IdempotencyInFlight => "idempotency_in_flight",
             Self::BodyTooLarge => "body_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::RateLimited => "rate_limited",
             Self::LogUnavailable => "log_unavailable",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::TooFewNodes => "too_few_nodes",
             Self::ViewFull => "view_full",
             Self::Overloaded => "overloaded",
             Self::NotCaughtUp => "not_caught_up",
@@ -117,12 +126,15 @@ impl ProblemCode {
             Self::LimitReached => "The subject has as many open sessions as it may",
             Self::NothingHeld => "Nothing is held on the subject",
             Self::LegalHold => "The subject is under legal hold, so nothing was erased",
+            Self::NoLog => "The realm keeps no log, so this cannot be promised",
             Self::IdempotencyKeyReused => "The idempotency key was used with another request",
             Self::IdempotencyInFlight => "A request with this idempotency key is still under way",
             Self::BodyTooLarge => "The body is too large",
             Self::UnsupportedMediaType => "The body has the wrong media type",
             Self::RateLimited => "Too many requests",
             Self::LogUnavailable => "The audit log is unavailable, so nothing was changed",
+            Self::StoreUnavailable => "The store of the realm's sessions is unavailable, so nothing was changed",
+            Self::TooFewNodes => "Too few nodes are within reach, so nothing was done",
             Self::ViewFull => "There is no room for another session, so nothing was changed",
             Self::Overloaded => "Too many changes are waiting, so nothing was changed",
             Self::NotCaughtUp => "This node has not seen the leaf index asked for",
@@ -140,16 +152,20 @@ impl ProblemCode {
             Self::NotAllowed => StatusCode::FORBIDDEN,
             Self::NotFound | Self::SessionNotFound | Self::NothingHeld => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::SessionEnded | Self::LimitReached | Self::LegalHold | Self::IdempotencyInFlight => {
+            Self::SessionEnded | Self::LimitReached | Self::LegalHold | Self::NoLog | Self::IdempotencyInFlight => {
                 StatusCode::CONFLICT
             }
             Self::VersionConflict => StatusCode::PRECONDITION_FAILED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-            Self::LogUnavailable | Self::ViewFull | Self::Overloaded | Self::NotCaughtUp | Self::OutcomeUnknown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::LogUnavailable
+            | Self::StoreUnavailable
+            | Self::TooFewNodes
+            | Self::ViewFull
+            | Self::Overloaded
+            | Self::NotCaughtUp
+            | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -183,10 +199,12 @@ impl ProblemCode {
             Self::SessionEnded => ("SESSION_ENDED", true, false),
             Self::VersionConflict => ("VERSION_CONFLICT", true, false),
             Self::LimitReached => ("LIMIT_REACHED", true, false),
-            Self::NothingHeld | Self::LegalHold => ("VALIDATION_FAILED", true, false),
+            Self::NothingHeld | Self::LegalHold | Self::NoLog => ("VALIDATION_FAILED", true, false),
             Self::RateLimited => ("LIMIT_REACHED", true, true),
             Self::IdempotencyInFlight
             | Self::LogUnavailable
+            | Self::StoreUnavailable
+            | Self::TooFewNodes
             | Self::ViewFull
             | Self::Overloaded
             | Self::NotCaughtUp => ("UNAVAILABLE", false, true),
@@ -352,6 +370,7 @@ impl From<ServiceError> for Problem {
                 Self::new(C::NothingHeld, "the realm holds nothing of this kind on the subject")
             }
             ServiceError::LegalHold => Self::new(C::LegalHold, "release the hold first"),
+            ServiceError::NoLog => Self::new(C::NoLog, "its profile is transient"),
             ServiceError::IdempotencyMismatch => {
                 Self::new(C::IdempotencyKeyReused, "use a new key for another request")
             }
@@ -361,7 +380,11 @@ impl From<ServiceError> for Problem {
             }
             ServiceError::Unavailable(Unavailable::Overloaded) => Self::new(C::Overloaded, "try again shortly"),
             ServiceError::Unavailable(Unavailable::ViewFull) => {
-                Self::new(C::ViewFull, "end sessions, or raise view.memory_bytes")
+                Self::new(C::ViewFull, "end sessions, or raise view.memory_bytes, or transient.memory_bytes")
+            }
+            ServiceError::Unavailable(Unavailable::Store) => Self::new(C::StoreUnavailable, "try again shortly"),
+            ServiceError::Unavailable(Unavailable::TooFewNodes) => {
+                Self::new(C::TooFewNodes, "ask another node, or try again shortly")
             }
             ServiceError::Unavailable(Unavailable::Behind) => Self::new(C::NotCaughtUp, "try again shortly"),
             ServiceError::OutcomeUnknown => {

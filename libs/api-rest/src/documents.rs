@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use audit_log::Place;
 use serde::{Deserialize, Serialize, Serializer};
 use session_model::{Kind, Session, Timestamp};
-use session_service::Changed;
+use session_service::Happened;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ pub struct SessionDocument<'a> {
     pub kind: Kind,
     /// Whether it may be used.
     pub state: StateWord,
-    /// How many entries of the log it has; its `ETag`.
+    /// How often it was changed, each time by an entry of the log where its realm keeps one; its `ETag`.
     #[schema(minimum = 1)]
     pub version: u64,
     /// Who it belongs to; `null` until authenticated.
@@ -57,7 +57,7 @@ pub struct SessionDocument<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub token: Option<String>,
-    /// Where the change stands in the log: only in answers to changes.
+    /// Where the change stands in the log: only in answers to changes, and not in a realm of profile `transient`, which keeps no log.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub receipt: Option<ReceiptDocument<'a>>,
@@ -184,7 +184,7 @@ pub struct PageDocument<'a> {
 pub struct EndedDocument<'a> {
     /// How many.
     pub ended: usize,
-    /// One receipt each.
+    /// One receipt each; none in a realm of profile `transient`, which keeps no log.
     pub receipts: Vec<ReceiptDocument<'a>>,
 }
 
@@ -223,9 +223,9 @@ impl<'a> SessionDocument<'a> {
 
     /// With what only the answer to a change has.
     #[must_use]
-    pub fn changed(mut self, origin: &'a str, changed: &Changed) -> Self {
+    pub fn changed(mut self, origin: &'a str, changed: &Happened) -> Self {
         self.token = changed.token.as_ref().map(session_model::Token::expose);
-        self.receipt = Some(ReceiptDocument::new(origin, &changed.place));
+        self.receipt = changed.place.as_ref().map(|place| ReceiptDocument::new(origin, place));
         self
     }
 

@@ -17,13 +17,13 @@ use std::sync::Arc;
 use actix_web::{HttpRequest, HttpResponse, web};
 use api_http::{Gate, Problem, ProblemCode, answer};
 pub use api_http::{Observed, Observer};
-use session_service::SessionService;
+use session_service::Sessions;
 
 /// What the REST interface is made of.
 #[derive(Clone)]
 pub struct RestApi {
     /// Does what is asked.
-    pub service: Arc<SessionService>,
+    pub service: Arc<Sessions>,
     /// Lets requests in.
     pub gate: Gate,
     /// Counts.

@@ -13,7 +13,7 @@ use session_model::{
     Attributes, Client, EndReason, Kind, LeafIndex, Limits, MergePatch, RealmName, Seconds, Session, SessionId,
     Version, check_text,
 };
-use session_service::{Changed, ListQuery, NewSession, ServiceError, Validation};
+use session_service::{Happened, ListQuery, NewSession, ServiceError, Validation};
 use utoipa::ToSchema;
 
 use crate::documents::{EndedDocument, KindWord, PageDocument, ReceiptDocument, SessionDocument, ValidationDocument};
@@ -189,7 +189,7 @@ impl RestApi {
     }
 
     /// The answer to a change.
-    fn changed(&self, status: StatusCode, changed: &Changed) -> Result<HttpResponse, Problem> {
+    fn changed(&self, status: StatusCode, changed: &Happened) -> Result<HttpResponse, Problem> {
         if changed.replayed {
             (self.observer)(Observed::Replayed);
         }
@@ -199,8 +199,10 @@ impl RestApi {
         response
             .content_type("application/json")
             .insert_header((header::CACHE_CONTROL, "no-store"))
-            .insert_header((header::ETAG, etag(changed.session.version)))
-            .insert_header(("counterfoil-index", changed.place.index.0.to_string()));
+            .insert_header((header::ETAG, etag(changed.session.version)));
+        if let Some(place) = &changed.place {
+            response.insert_header(("counterfoil-index", place.index.0.to_string()));
+        }
         if status == StatusCode::CREATED {
             response.insert_header((header::LOCATION, format!("/v1/sessions/{}", changed.session.id)));
         }
@@ -217,15 +219,16 @@ impl RestApi {
             .body(body))
     }
 
-    fn ended(&self, all: &[Changed]) -> HttpResponse {
+    fn ended(&self, all: &[Happened]) -> HttpResponse {
         all.iter().for_each(|_| (self.observer)(Observed::Ended("requested")));
-        let receipts: Vec<_> = all.iter().map(|one| ReceiptDocument::new(&self.origin, &one.place)).collect();
+        let places: Vec<_> = all.iter().filter_map(|one| one.place).collect();
+        let receipts: Vec<_> = places.iter().map(|place| ReceiptDocument::new(&self.origin, place)).collect();
         let mut response = HttpResponse::Ok();
         response.insert_header((header::CACHE_CONTROL, "no-store"));
-        if let Some(last) = all.iter().map(|one| one.place.index.0).max() {
+        if let Some(last) = places.iter().map(|place| place.index.0).max() {
             response.insert_header(("counterfoil-index", last.to_string()));
         }
-        response.json(EndedDocument { ended: receipts.len(), receipts })
+        response.json(EndedDocument { ended: all.len(), receipts })
     }
 }
 
@@ -278,7 +281,7 @@ fn subject_of(given: Option<String>) -> Result<Option<Box<str>>, Problem> {
         (status = 201, body = SessionDocument, description = "The session, with its token", headers(
             ("Location" = String, description = "Its path"),
             ("ETag" = String, description = "Its version"),
-            ("Counterfoil-Index" = u64, description = "Leaf index of the entry"))),
+            ("Counterfoil-Index" = u64, description = "Leaf index of the entry; not there in a realm of profile transient"))),
         (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 409, 413, 415, 422, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Nothing was changed, unless the code is outcome_unknown"),
     )
@@ -435,7 +438,7 @@ pub(crate) async fn get(api: web::Data<RestApi>, request: HttpRequest) -> HttpRe
     responses(
         (status = 200, body = SessionDocument, description = "The session", headers(
             ("ETag" = String, description = "Its new version"),
-            ("Counterfoil-Index" = u64, description = "Leaf index of the entry"))),
+            ("Counterfoil-Index" = u64, description = "Leaf index of the entry; not there in a realm of profile transient"))),
         (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 409, 412, 413, 415, 422, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Nothing was changed, unless the code is outcome_unknown"),
     )
@@ -535,7 +538,7 @@ async fn no_body(api: &RestApi, request: &HttpRequest, payload: web::Payload) ->
     responses(
         (status = 200, body = SessionDocument, description = "The session, with its new token", headers(
             ("ETag" = String, description = "Its new version"),
-            ("Counterfoil-Index" = u64, description = "Leaf index of the entry"))),
+            ("Counterfoil-Index" = u64, description = "Leaf index of the entry; not there in a realm of profile transient"))),
         (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 409, 413, 415, 422, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Nothing was changed, unless the code is outcome_unknown"),
     )
@@ -578,7 +581,7 @@ pub(crate) async fn authenticate(api: web::Data<RestApi>, request: HttpRequest, 
     responses(
         (status = 200, body = SessionDocument, description = "The session, with its new token", headers(
             ("ETag" = String, description = "Its new version"),
-            ("Counterfoil-Index" = u64, description = "Leaf index of the entry"))),
+            ("Counterfoil-Index" = u64, description = "Leaf index of the entry; not there in a realm of profile transient"))),
         (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 409, 413, 415, 422, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Nothing was changed, unless the code is outcome_unknown"),
     )
@@ -612,7 +615,7 @@ pub(crate) async fn renew(api: web::Data<RestApi>, request: HttpRequest, payload
     responses(
         (status = 200, body = SessionDocument, description = "The ended session", headers(
             ("ETag" = String, description = "Its last version"),
-            ("Counterfoil-Index" = u64, description = "Leaf index of the entry"))),
+            ("Counterfoil-Index" = u64, description = "Leaf index of the entry; not there in a realm of profile transient"))),
         (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 404, 422, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Nothing was changed, unless the code is outcome_unknown"),
     )
@@ -625,7 +628,7 @@ pub(crate) async fn end(api: web::Data<RestApi>, request: HttpRequest) -> HttpRe
         if !changed.replayed {
             (api.observer)(Observed::Ended("requested"));
         }
-        api.changed(StatusCode::OK, &Changed { replayed: false, ..changed })
+        api.changed(StatusCode::OK, &Happened { replayed: false, ..changed })
     };
     answer(&request, outcome.await)
 }
@@ -708,7 +711,7 @@ pub(crate) async fn list(api: web::Data<RestApi>, request: HttpRequest) -> HttpR
         ("reason" = Option<String>, Query, pattern = "^[a-z0-9_]{1,64}$", description = "A word for the log; default logout"),
     ),
     responses(
-        (status = 200, body = EndedDocument, description = "How many, and a receipt for each"),
+        (status = 200, body = EndedDocument, description = "How many, and a receipt for each that is an entry"),
         (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 422, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable; some may have ended"),
     )
@@ -747,7 +750,7 @@ pub(crate) async fn end_subject(
         ("reason" = Option<String>, Query, pattern = "^[a-z0-9_]{1,64}$", description = "A word for the log; default logout"),
     ),
     responses(
-        (status = 200, body = EndedDocument, description = "How many, and a receipt for each"),
+        (status = 200, body = EndedDocument, description = "How many, and a receipt for each that is an entry"),
         (status = "4XX", body = ProblemDocument, content_type = "application/problem+json", description = "400, 401, 403, 422, 429"),
         (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "The log is unavailable; some may have ended"),
     )

@@ -41,7 +41,7 @@ use std::sync::Arc;
 use api_http::{Gate, Observer};
 use audit_search::Archive;
 use nonce_store::NonceStore;
-use session_service::SessionService;
+use session_service::Sessions;
 
 /// Namespace of every element of ours.
 pub const NAMESPACE: &str = "urn:counterfoil:session:v1";
@@ -50,7 +50,7 @@ pub const NAMESPACE: &str = "urn:counterfoil:session:v1";
 #[derive(Clone)]
 pub struct SoapApi {
     /// Does what is asked.
-    pub service: Arc<SessionService>,
+    pub service: Arc<Sessions>,
     /// Finds entries of the log, for auditors.
     pub archive: Archive,
     /// Lets requests in.

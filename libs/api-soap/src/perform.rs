@@ -17,7 +17,7 @@ use session_model::{
     Action, Attributes, Client, EndReason, Kind, Leaf, LeafIndex, MergePatch, Outcome, Session, SessionId, Token,
     Version,
 };
-use session_service::{Changed, Idempotency, ListQuery, NewSession, Record, ServiceError, Validation};
+use session_service::{Happened, Idempotency, ListQuery, NewSession, Record, ServiceError, Validation};
 
 use crate::audit;
 use crate::fault::Fault;
@@ -121,7 +121,7 @@ async fn create(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Result<O
     if !changed.replayed {
         (api.observer)(Observed::Created);
     }
-    Ok(Some(api.changed(xml, &changed)))
+    Ok(api.changed(xml, &changed))
 }
 
 async fn validate(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Result<Option<LeafIndex>, Fault> {
@@ -170,7 +170,7 @@ async fn update(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Result<O
     let id = session_id(&id)?;
     let patch = patch.map_err(ServiceError::Attributes)?;
     let changed = api.service.update(caller, id, patch, expected).await?;
-    Ok(Some(api.changed(xml, &changed)))
+    Ok(api.changed(xml, &changed))
 }
 
 async fn authenticate(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Result<Option<LeafIndex>, Fault> {
@@ -190,14 +190,14 @@ async fn authenticate(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Re
     let caller = &asked.admitted.caller;
     let changed = api.service.authenticate(caller, id, subject.into(), methods, level, idempotency).await?;
     (api.observer)(Observed::Renewed);
-    Ok(Some(api.changed(xml, &changed)))
+    Ok(api.changed(xml, &changed))
 }
 
 async fn renew(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Result<Option<LeafIndex>, Fault> {
     let id = only_session_id(asked)?;
     let changed = api.service.renew(&asked.admitted.caller, id, asked.idempotency()?).await?;
     (api.observer)(Observed::Renewed);
-    Ok(Some(api.changed(xml, &changed)))
+    Ok(api.changed(xml, &changed))
 }
 
 fn reason(children: &mut Children<'_, '_>) -> EndReason {
@@ -217,7 +217,7 @@ async fn terminate(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Resul
     if !changed.replayed {
         (api.observer)(Observed::Ended("requested"));
     }
-    Ok(Some(api.changed(xml, &Changed { replayed: false, ..changed })))
+    Ok(api.changed(xml, &Happened { replayed: false, ..changed }))
 }
 
 async fn terminate_subject(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Result<Option<LeafIndex>, Fault> {
@@ -229,7 +229,7 @@ async fn terminate_subject(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) 
     let ended = api.service.end_subject(&asked.admitted.caller, &subject, except, reason).await?;
     ended.iter().for_each(|_| (api.observer)(Observed::Ended("requested")));
     xml.plain("ended", ended.len());
-    Ok(ended.iter().map(|one| one.place.index).max())
+    Ok(ended.iter().filter_map(|one| one.place).map(|place| place.index).max())
 }
 
 /// Reads how many a page may have, and where it begins.
@@ -399,8 +399,8 @@ impl SoapApi {
         self.service.policy(realm).map(|policy| policy.limits).unwrap_or_default()
     }
 
-    /// Writes the answer to a change.
-    fn changed(&self, xml: &mut Xml, changed: &Changed) -> LeafIndex {
+    /// Writes the answer to a change: with a receipt, where it has an entry.
+    fn changed(&self, xml: &mut Xml, changed: &Happened) -> Option<LeafIndex> {
         if changed.replayed {
             (self.observer)(Observed::Replayed);
         }
@@ -408,8 +408,9 @@ impl SoapApi {
         if let Some(token) = changed.token.as_ref().map(Token::expose) {
             xml.plain("token", token);
         }
-        self.receipt(xml, &changed.place);
-        changed.place.index
+        let place = changed.place.as_ref()?;
+        self.receipt(xml, place);
+        Some(place.index)
     }
 
     fn receipt(&self, xml: &mut Xml, place: &Place) {

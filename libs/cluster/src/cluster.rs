@@ -1,8 +1,8 @@
 //! A node's place in a cluster: beats, frames in and out, pages of a view for who comes late.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -127,7 +127,12 @@ struct Shared {
     asked: Arc<Semaphore>,
     /// The last pages that were answered, for who lost parts of them.
     answered: Mutex<VecDeque<Answered>>,
+    /// Who is told what is said beside the log.
+    aside: OnceLock<Aside>,
 }
+
+/// Takes what another node says beside the log. Called from the task that receives: it must not wait.
+pub type Aside = Box<dyn Fn(Incarnation, Vec<u8>) + Send + Sync>;
 
 /// A page that was answered: the messages of its parts.
 struct Answered {
@@ -188,6 +193,7 @@ impl Cluster {
             serving: Arc::new(Semaphore::new(1)),
             asked: Arc::new(Semaphore::new(ASKED)),
             answered: Mutex::default(),
+            aside: OnceLock::new(),
         });
         let (apply, to_apply) = mpsc::channel(WAITING);
         let tasks = vec![
@@ -209,6 +215,23 @@ impl Cluster {
         for part in commit.cut(max) {
             self.shared.send(Audience::Everybody, &Message::Commit(part));
         }
+    }
+
+    /// Says something beside the log, of at most [`Cluster::max_message`] bytes. Never waits, and may be lost.
+    pub fn tell(&self, to: Audience, bytes: Vec<u8>) {
+        self.shared.send(to, &Message::Aside(bytes));
+    }
+
+    /// From now on `hear` is told what others say beside the log. To be called once.
+    pub fn hear(&self, hear: Aside) {
+        if self.shared.aside.set(hear).is_err() {
+            warn!("somebody hears already what is said beside the log");
+        }
+    }
+
+    /// Bytes that what is said beside the log may have.
+    pub fn max_message(&self) -> usize {
+        self.shared.max_message().saturating_sub(1)
     }
 
     /// What the transport can do.
@@ -476,6 +499,11 @@ impl Shared {
                 }
             },
             Ok(Message::Grown(size)) => self.host.grown(size),
+            Ok(Message::Aside(bytes)) => {
+                if let Some(aside) = self.aside.get() {
+                    aside(from, bytes);
+                }
+            }
             Ok(Message::Beat(beat)) => {
                 let (changes, heard) = self.members.lock().hear(self.config.incarnation, from, &beat, now);
                 self.tell(&changes);

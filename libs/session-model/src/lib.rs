@@ -17,6 +17,7 @@ mod session;
 mod text;
 mod time;
 mod token;
+pub mod transient;
 
 pub use attributes::{AttributeError, Attributes, Limits, MergePatch};
 pub use command::{Command, Created, Rejection, decide, expiry};

@@ -19,8 +19,8 @@ use crate::service::{Caller, HOUSE, Idempotency, SessionService};
 /// What was destroyed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Erased {
-    /// The handle under which the subject stands in leaves: from now on it means nobody.
-    pub key: KeyId,
+    /// The handle under which the subject stands in leaves: from now on it means nobody. `None` if it stands in none, in a realm that keeps no log.
+    pub key: Option<KeyId>,
     /// How many open sessions were ended first.
     pub ended: usize,
     /// How many data keys were destroyed: the subject's, and those of the times before it had logged in.
@@ -32,7 +32,7 @@ pub struct Erased {
 /// What is kept of an erasure under its idempotency key, sealed. Names nobody.
 #[derive(Serialize, Deserialize)]
 struct KeptErasure {
-    key: KeyId,
+    key: Option<KeyId>,
     ended: usize,
     keys: usize,
 }
@@ -58,6 +58,22 @@ impl SessionService {
     where
         F: Future<Output = Result<(), ServiceError>>,
     {
+        self.erase_with(caller, subject, idempotency, before, async || Ok(0)).await
+    }
+
+    /// As [`Self::erase_subject`], of a realm that has sessions beside the log too: `beside` ends those of the subject and answers how many they were.
+    pub(crate) async fn erase_with<F, G>(
+        &self,
+        caller: &Caller,
+        subject: &str,
+        idempotency: Option<Idempotency>,
+        before: impl Fn(KeyId) -> F,
+        beside: impl Fn() -> G,
+    ) -> Result<Erased, ServiceError>
+    where
+        F: Future<Output = Result<(), ServiceError>>,
+        G: Future<Output = Result<usize, ServiceError>>,
+    {
         // The request names the subject: what is kept of it for a day must not tell who that was.
         let idempotency = match idempotency {
             None => None,
@@ -73,33 +89,44 @@ impl SessionService {
         let deadline = Instant::now() + self.config.deadline * 6;
         let mut ended = 0;
         loop {
-            let Some(row) = self.kept_on(caller, subject).await? else {
-                // Perhaps another node has just done it, asked with the same key.
-                let Some(Idempotency { key, request }) = idempotency else { return Err(ServiceError::NothingHeld) };
-                return match self.log.answer(&key).await.map_err(of_read)? {
-                    Some(answer) if answer.request == request => {
-                        self.erased_before(caller, &Kept { key, answer }).await
-                    }
-                    Some(_) | None => Err(ServiceError::NothingHeld),
-                };
-            };
-            if row.held {
+            let row = self.kept_on(caller, subject).await?;
+            if row.as_ref().is_some_and(|row| row.held) {
                 return Err(ServiceError::LegalHold);
             }
-            let reason = EndReason::Requested("erasure".into());
-            ended += self.end_subject(caller, subject, None, reason).await?.len();
-            before(row.id).await?;
-            let owned = self.log.data_keys_owned_by(row.id).await.map_err(of_read)?.len();
+            // Perhaps another node has just done it, asked with the same key.
+            if row.is_none()
+                && let Some(Idempotency { key, request }) = idempotency
+                && let Some(answer) = self.log.answer(&key).await.map_err(of_read)?
+                && answer.request == request
+            {
+                return self.erased_before(caller, &Kept { key, answer }).await;
+            }
+            ended += beside().await?;
+            let keys = match &row {
+                None if ended == 0 => return Err(ServiceError::NothingHeld),
+                None => 0,
+                Some(row) => {
+                    let reason = EndReason::Requested("erasure".into());
+                    ended += self.end_subject(caller, subject, None, reason).await?.len();
+                    before(row.id).await?;
+                    self.log.data_keys_owned_by(row.id).await.map_err(of_read)?.len() + 1
+                }
+            };
+            let key = row.map(|row| row.id);
             let house = self.keys.of_subject(&caller.realm, HOUSE).await.map_err(of_key)?;
-            let detail = [("subject_key", row.id.uuid().to_string()), ("sessions_ended", ended.to_string())];
-            let mut draft = subject_draft(self, &house, Action::SubjectErased, &detail, SubjectChange::Erased(row.id));
-            let kept = serde_json::to_vec(&KeptErasure { key: row.id, ended, keys: owned + 1 });
+            let mut detail = vec![("sessions_ended", ended.to_string())];
+            detail.extend(key.map(|key| ("subject_key", key.uuid().to_string())));
+            let change = key.map(SubjectChange::Erased);
+            let mut draft = subject_draft(self, &house, Action::SubjectErased, &detail, change);
+            let kept = serde_json::to_vec(&KeptErasure { key, ended, keys });
             let kept = kept.map_err(|_| ServiceError::Internal("an erasure cannot be written"))?;
             draft.claims.idempotency = self.claim_answer(idempotency, &kept, draft.now)?;
             match self.append(caller, draft, Instant::now() + self.config.deadline).await {
                 Ok(done) => {
-                    self.keys.forget_subject(row.id, &caller.realm, subject);
-                    return Ok(Erased { key: row.id, ended, keys: owned + 1, place: done.place });
+                    if let Some(key) = key {
+                        self.keys.forget_subject(key, &caller.realm, subject);
+                    }
+                    return Ok(Erased { key, ended, keys, place: done.place });
                 }
                 Err(NotAppended::Refused(Refusal::LegalHold)) => return Err(ServiceError::LegalHold),
                 Err(NotAppended::Refused(Refusal::IdempotencyKeyUsed)) => {
@@ -155,7 +182,7 @@ impl SessionService {
             let found = self.keys.of_subject(&caller.realm, subject).await.map_err(of_key)?;
             let action = if held { Action::SubjectHeld } else { Action::SubjectReleased };
             let detail = [("subject_key", found.id().uuid().to_string())];
-            let mut draft = subject_draft(self, &found, action, &detail, SubjectChange::Held(found.id(), held));
+            let mut draft = subject_draft(self, &found, action, &detail, Some(SubjectChange::Held(found.id(), held)));
             draft.facts.extend(reason.clone().map(|reason| ("reason".to_owned(), reason)));
             match self.append(caller, draft, deadline).await {
                 Ok(done) => return Ok((found.id(), done.place)),
@@ -179,7 +206,7 @@ fn subject_draft<'a>(
     found: &'a Found,
     action: Action,
     detail: &[(&str, String)],
-    change: SubjectChange,
+    change: Option<SubjectChange>,
 ) -> Draft<'a> {
     Draft {
         action,
@@ -192,6 +219,6 @@ fn subject_draft<'a>(
         event: None,
         detail: detail.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect::<Detail>(),
         facts: Default::default(),
-        claims: Claims { subject: Some(change), ..Claims::default() },
+        claims: Claims { subject: change, ..Claims::default() },
     }
 }

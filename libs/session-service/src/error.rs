@@ -40,6 +40,9 @@ pub enum ServiceError {
     /// The subject is under legal hold: it is not erased.
     #[error("the subject is under legal hold")]
     LegalHold,
+    /// The realm keeps no log, and what was asked for is a promise that only a log can keep.
+    #[error("the realm keeps no log")]
+    NoLog,
     /// The idempotency key was used with another request.
     #[error("the idempotency key was used with another request")]
     IdempotencyMismatch,
@@ -75,6 +78,12 @@ pub enum Unavailable {
     /// The view has no room for another session.
     #[error("the session view is full")]
     ViewFull,
+    /// The store of a realm that keeps no log cannot be reached.
+    #[error("the store of transient sessions cannot be reached")]
+    Store,
+    /// This node sees too few others to answer for a realm that keeps no log.
+    #[error("too few nodes are within reach")]
+    TooFewNodes,
     /// This node has not caught up with the index asked for.
     #[error("this node has not caught up with the leaf index asked for")]
     Behind,

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use audit_log::IdempotencyClaim;
+use hashbrown::HashSet;
+use parking_lot::Mutex;
 use session_model::{Digest, Leaf, Seconds, Timestamp, Token};
 
 use crate::error::{ServiceError, Unavailable};
@@ -26,13 +28,23 @@ pub(crate) struct Kept {
 
 /// An idempotency key whose request is under way.
 pub(crate) struct InFlight<'a> {
-    pub(crate) service: &'a SessionService,
-    pub(crate) key: Digest,
+    under_way: &'a UnderWay,
+    key: Digest,
+}
+
+/// The idempotency keys whose requests are under way in this process.
+pub(crate) type UnderWay = Mutex<HashSet<Digest>>;
+
+impl<'a> InFlight<'a> {
+    /// Begins the request of a key; `None` if one is under way.
+    pub(crate) fn begin(under_way: &'a UnderWay, key: Digest) -> Option<Self> {
+        under_way.lock().insert(key).then_some(Self { under_way, key })
+    }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.service.in_flight.lock().remove(&self.key);
+        self.under_way.lock().remove(&self.key);
     }
 }
 
@@ -61,10 +73,7 @@ impl SessionService {
     /// Begins a request with an idempotency key: is it new, done already, or under way?
     pub(crate) async fn enter(&self, idempotency: Option<Idempotency>) -> Result<Entered<'_>, ServiceError> {
         let Some(Idempotency { key, request }) = idempotency else { return Ok(Entered::Go(None)) };
-        if !self.in_flight.lock().insert(key) {
-            return Err(ServiceError::IdempotencyInFlight);
-        }
-        let guard = InFlight { service: self, key };
+        let guard = InFlight::begin(&self.in_flight, key).ok_or(ServiceError::IdempotencyInFlight)?;
         match self.log.answer(&key).await.map_err(of_read)? {
             Some(answer) if answer.expires < self.now() => {
                 self.log.forget_expired(self.now(), usize::MAX >> 33).await.map_err(of_read)?;

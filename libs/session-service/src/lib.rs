@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Once appended, it has happened: if applying to the view then fails, the answer is still success and the [`Follower`] mends
-//! the view by replay. Nothing here knows HTTP, SOAP or any concrete store.
+//! the view by replay. A realm of profile `transient` has no log: [`TransientSessions`] decides and applies by the same functions and lets
+//! a store take the place of the append; [`Sessions`] is the one place where it is chosen which of the two does what a mouth asks for. Nothing here knows HTTP, SOAP or any concrete store.
 //!
 //! Start with [`SessionService`].
 
@@ -16,6 +17,7 @@ mod data_keys;
 mod error;
 mod failures;
 mod follower;
+mod held;
 mod idempotency;
 mod lookup;
 mod pipeline;
@@ -24,6 +26,8 @@ mod reaper;
 mod replay;
 mod replication;
 mod service;
+mod sessions;
+mod transient;
 mod turnstile;
 
 pub use clock::{Clock, LogClock};
@@ -35,3 +39,5 @@ pub use service::{
     Caller, Changed, Idempotency, ListQuery, NewSession, Page, Parts, Record, ServiceConfig, SessionService,
     Validation, ValidationReason, subject_actor,
 };
+pub use sessions::{Happened, Sessions};
+pub use transient::{TransientConfig, TransientCounts, TransientSessions};

@@ -13,7 +13,6 @@ use audit_log::{
     Sequencer, SessionChange, SessionFilter,
 };
 use futures::stream::{self, StreamExt};
-use hashbrown::HashSet;
 use merkle_log::{Plan, Receipt};
 use parking_lot::Mutex;
 use sealing::{Ids, Keyring, token_digest};
@@ -32,7 +31,8 @@ use crate::clock::LogClock;
 use crate::data_keys::DataKeys;
 use crate::error::{ServiceError, Unavailable};
 use crate::failures::{internal, of, of_key, of_read};
-use crate::idempotency::Entered;
+use crate::held::Held;
+use crate::idempotency::{Entered, UnderWay};
 use crate::pipeline::Pipeline;
 use crate::progress::Progress;
 use crate::replay::Replay;
@@ -181,7 +181,7 @@ impl ValidationReason {
         }
     }
 
-    fn of(ended: &Ended) -> Self {
+    pub(crate) fn of(ended: &Ended) -> Self {
         match ended.reason {
             EndReason::ExpiredIdle => Self::ExpiredIdle,
             EndReason::ExpiredAbsolute => Self::ExpiredAbsolute,
@@ -245,7 +245,7 @@ pub struct SessionService {
     pub(crate) contact: Contact,
     pub(crate) commit: GroupCommit<Pipeline>,
     pub(crate) turnstile: Arc<Turnstile>,
-    pub(crate) in_flight: Mutex<HashSet<Digest>>,
+    pub(crate) in_flight: UnderWay,
     pub(crate) marks: Mutex<hashbrown::HashMap<SessionId, Timestamp>>,
     pub(crate) cluster: OnceLock<Arc<Cluster>>,
     pub(crate) outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
@@ -336,6 +336,11 @@ impl SessionService {
     /// [`ServiceError::NotFound`] if this node has no such realm.
     pub fn policy(&self, realm: &RealmName) -> Result<&Policy, ServiceError> {
         self.config.realms.get(realm).ok_or(ServiceError::NotFound)
+    }
+
+    /// The clock of all that this process does.
+    pub fn clock(&self) -> &Arc<LogClock> {
+        &self.clock
     }
 
     /// The time.
@@ -893,36 +898,7 @@ impl SessionService {
     }
 }
 
-/// How a presented token relates to a session's tokens.
-enum Held {
-    /// It opens the session.
-    Current,
-    /// It was rotated, but a moment ago: an honest request may still be under way with it.
-    Early,
-    /// It was rotated long enough ago that nobody honest should hold it.
-    Late,
-    /// It is none of the session's.
-    Foreign,
-}
-
-impl Held {
-    fn judge(session: &Session, presented: &TokenDigest, now: Timestamp) -> Self {
-        if session.token.matches(presented) {
-            return Self::Current;
-        }
-        match &session.previous {
-            Some(previous) if previous.digest.matches(presented) => match (now < previous.until, previous.honoured) {
-                (true, true) => Self::Current,
-                (true, false) => Self::Early,
-                (false, _) => Self::Late,
-            },
-            Some(_) | None if session.retired.iter().any(|older| older.matches(presented)) => Self::Late,
-            Some(_) | None => Self::Foreign,
-        }
-    }
-}
-
-fn created(new: &NewSession, token: TokenDigest) -> Created {
+pub(crate) fn created(new: &NewSession, token: TokenDigest) -> Created {
     Created {
         subject: new.subject.clone(),
         kind: new.kind,

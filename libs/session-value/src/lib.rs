@@ -12,6 +12,7 @@
 //! It deliberately lacks any idea of where a value is kept. Start with [`Sealer`].
 
 use std::fmt;
+use std::sync::Arc;
 
 use openssl::cipher::Cipher;
 use openssl::cipher_ctx::CipherCtx;
@@ -19,6 +20,7 @@ use openssl::error::ErrorStack;
 use openssl::md::Md;
 use openssl::md_ctx::MdCtx;
 use openssl::pkey::{PKey, Private};
+use session_model::transient::{Stamp, Stamped};
 use session_model::{LeafIndex, Session, SessionId, Timestamp, Tombstone};
 use session_view::Viewed;
 use zeroize::Zeroizing;
@@ -27,6 +29,12 @@ use zeroize::Zeroizing;
 const ACTIVE: u8 = 1;
 /// First version of a tombstone's: JSON of [`Tombstone`].
 const ENDED: u8 = 2;
+
+/// The same of a session that no entry stands behind: JSON of [`Stamped`].
+const STAMPED_ACTIVE: u8 = 3;
+const STAMPED_ENDED: u8 = 4;
+/// Where its stamp stands, with which its header ends.
+pub const STAMP: std::ops::Range<usize> = 33..57;
 
 /// Bytes before the nonce. The scripts in Redis know it too.
 const HEADER: usize = 33;
@@ -143,30 +151,67 @@ impl Sealer {
             Some(tombstone) => (ENDED, Zeroizing::new(serde_json::to_vec(&tombstone)?), ENDED_LIFETIME_MS),
             None => (ACTIVE, Zeroizing::new(serde_json::to_vec(state)?), active_lifetime_ms(state)),
         };
-        let mut bytes = Vec::with_capacity(HEADER + NONCE + json.len() + TAG);
-        bytes.extend_from_slice(&header(tag, state));
+        let bytes = self.seal(state.id, &header(tag, state.head.index.0, state), &json)?;
+        Ok(Encoded { bytes, lifetime_ms })
+    }
+
+    /// The value of a state that no entry stands behind. Its header goes on with the stamp, [`STAMP`], so that a store can tell by it whether
+    /// what a state was made from still stands; where others have the leaf index it has the version.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; never because of what the state is.
+    pub fn encode_stamped(&self, state: &Stamped) -> Result<Vec<u8>, EncodeError> {
+        let Stamped { session, stamp } = state;
+        let tag = if session.ended().is_some() { STAMPED_ENDED } else { STAMPED_ACTIVE };
+        let json = Zeroizing::new(state.encode()?);
+        let header = [header(tag, session.version.0, session).as_slice(), &stamp_bytes(stamp)].concat();
+        Ok(self.seal(session.id, &header, &json)?)
+    }
+
+    /// The state that a value of [`Sealer::encode_stamped`] is of.
+    ///
+    /// # Errors
+    /// [`Undecodable`] if it is not exactly what was made for this session, up to *last seen*.
+    pub fn decode_stamped(&self, id: SessionId, value: &[u8]) -> Result<Stamped, Undecodable> {
+        let (header, json) = self.open(id, value, STAMP.end)?;
+        let state = Stamped::decode(&json).map_err(|_| Undecodable)?;
+        let mut session = Arc::unwrap_or_clone(state.session);
+        let tag = if session.ended().is_some() { STAMPED_ENDED } else { STAMPED_ACTIVE };
+        if session.id != id || header.first() != Some(&tag) || header.get(STAMP) != Some(&stamp_bytes(&state.stamp)) {
+            return Err(Undecodable);
+        }
+        session.last_seen_at = session.last_seen_at.max(last_seen(header)?);
+        Ok(Stamped { session: Arc::new(session), stamp: state.stamp })
+    }
+
+    /// Header, nonce, ciphertext, GCM tag.
+    fn seal(&self, id: SessionId, header: &[u8], json: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+        let mut bytes = Vec::with_capacity(header.len() + NONCE + json.len() + TAG);
+        bytes.extend_from_slice(header);
         let mut nonce = [0; NONCE];
         openssl::rand::rand_bytes(&mut nonce)?;
         bytes.extend_from_slice(&nonce);
 
-        let key = self.key_of(state.id)?;
+        let key = self.key_of(id)?;
         let mut context = CipherCtx::new()?;
         context.encrypt_init(Some(&self.aes), Some(&*key), Some(&nonce))?;
-        context.cipher_update(&self.bound(state.id, &header(tag, state)), None)?;
-        context.cipher_update_vec(&json, &mut bytes)?;
+        context.cipher_update(&self.bound(id, header), None)?;
+        context.cipher_update_vec(json, &mut bytes)?;
         context.cipher_final_vec(&mut bytes)?;
         let mut gcm_tag = [0; TAG];
         context.tag(&mut gcm_tag)?;
         bytes.extend_from_slice(&gcm_tag);
-        Ok(Encoded { bytes, lifetime_ms })
+        Ok(bytes)
     }
 
-    /// The state that a value is of.
-    ///
-    /// # Errors
-    /// [`Undecodable`] if it is not exactly what [`Sealer::encode`] made for this session, up to *last seen*.
-    pub fn decode(&self, id: SessionId, value: &[u8]) -> Result<Viewed, Undecodable> {
-        let (header, sealed) = value.split_first_chunk::<HEADER>().ok_or(Undecodable)?;
+    /// Takes apart what [`Sealer::seal`] put together, with a header of so many bytes.
+    fn open<'v>(
+        &self,
+        id: SessionId,
+        value: &'v [u8],
+        header: usize,
+    ) -> Result<(&'v [u8], Zeroizing<Vec<u8>>), Undecodable> {
+        let (header, sealed) = value.split_at_checked(header).ok_or(Undecodable)?;
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE>().ok_or(Undecodable)?;
         let (ciphertext, gcm_tag) = sealed.split_last_chunk::<TAG>().ok_or(Undecodable)?;
         let key = self.key_of(id)?;
@@ -177,7 +222,15 @@ impl Sealer {
         let mut json = Zeroizing::new(Vec::with_capacity(ciphertext.len() + TAG));
         context.cipher_update_vec(ciphertext, &mut json)?;
         context.cipher_final_vec(&mut json)?;
+        Ok((header, json))
+    }
 
+    /// The state that a value is of.
+    ///
+    /// # Errors
+    /// [`Undecodable`] if it is not exactly what [`Sealer::encode`] made for this session, up to *last seen*.
+    pub fn decode(&self, id: SessionId, value: &[u8]) -> Result<Viewed, Undecodable> {
+        let (header, json) = self.open(id, value, HEADER)?;
         let (tag, rest) = header.split_first().ok_or(Undecodable)?;
         let index = rest.first_chunk().map(|bytes| LeafIndex(u64::from_be_bytes(*bytes))).ok_or(Undecodable)?;
         match *tag {
@@ -186,8 +239,7 @@ impl Sealer {
                 if session.id != id || session.head.index != index || session.ended().is_some() {
                     return Err(Undecodable);
                 }
-                let seen = header.get(LAST_SEEN).and_then(|seen| seen.try_into().ok()).ok_or(Undecodable)?;
-                session.last_seen_at = session.last_seen_at.max(Timestamp::from_micros(i64::from_be_bytes(seen)));
+                session.last_seen_at = session.last_seen_at.max(last_seen(header)?);
                 Ok(Viewed::Active(session.into()))
             }
             ENDED => {
@@ -211,9 +263,10 @@ impl Sealer {
         Ok(key)
     }
 
-    /// What the ciphertext is bound to: namespace ‖ id ‖ header without *last seen*. All but the first have a fixed length.
-    fn bound(&self, id: SessionId, header: &[u8; HEADER]) -> Vec<u8> {
-        let mut bound = Vec::with_capacity(self.namespace.len() + 16 + HEADER);
+    /// What the ciphertext is bound to: namespace ‖ id ‖ header without *last seen*. All but the first have a fixed length, the header
+    /// one for each tag.
+    fn bound(&self, id: SessionId, header: &[u8]) -> Vec<u8> {
+        let mut bound = Vec::with_capacity(self.namespace.len() + 16 + header.len());
         bound.extend_from_slice(self.namespace.as_bytes());
         bound.extend_from_slice(id.uuid().as_bytes());
         bound.extend(header.iter().enumerate().filter(|(at, _)| !LAST_SEEN.contains(at)).map(|(_, byte)| *byte));
@@ -221,10 +274,24 @@ impl Sealer {
     }
 }
 
-fn header(tag: u8, state: &Session) -> [u8; HEADER] {
+fn last_seen(header: &[u8]) -> Result<Timestamp, Undecodable> {
+    let seen = header.get(LAST_SEEN).and_then(|seen| seen.try_into().ok()).ok_or(Undecodable)?;
+    Ok(Timestamp::from_micros(i64::from_be_bytes(seen)))
+}
+
+/// A stamp as it stands at [`STAMP`] in a value.
+pub fn stamp_bytes(stamp: &Stamp) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    let parts = stamp.at.as_micros().to_be_bytes().into_iter().chain(*stamp.writer.as_bytes());
+    bytes.iter_mut().zip(parts).for_each(|(at, byte)| *at = byte);
+    bytes
+}
+
+/// The header that all values have, with the number that says which of two states of a session is the newer one.
+fn header(tag: u8, order: u64, state: &Session) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     let numbers = [
-        state.head.index.0.to_be_bytes(),
+        order.to_be_bytes(),
         state.last_seen_at.as_micros().to_be_bytes(),
         state.idle_timeout.as_micros().to_be_bytes(),
         state.expires_at.as_micros().to_be_bytes(),
@@ -293,6 +360,29 @@ mod tests {
         assert!(sealer().decode(id(2), &value).is_err(), "another session");
         assert!(Sealer::new("other", &[7; 32]).unwrap().decode(id(1), &value).is_err(), "another namespace");
         assert!(Sealer::new("ns", &[8; 32]).unwrap().decode(id(1), &value).is_err(), "another key");
+    }
+
+    #[test]
+    fn a_stamped_state_is_bound_to_all_but_its_last_use() {
+        use session_model::transient::{Stamp, Stamped};
+        let stamp = Stamp { at: at(3), writer: uuid::Uuid::from_u128(9) };
+        for of in [session(1, 5), ended(1, 6)] {
+            let over = of.ended().is_some();
+            let value = sealer().encode_stamped(&Stamped { session: Arc::new(of), stamp }).unwrap();
+            assert_eq!(value[STAMP], stamp_bytes(&stamp));
+            let read = sealer().decode_stamped(id(1), &value).unwrap();
+            assert_eq!((read.stamp, read.session.ended().is_some()), (stamp, over));
+            for at in (0..value.len()).filter(|at| !LAST_SEEN.contains(at)) {
+                let mut other = value.clone();
+                other[at] ^= 1;
+                assert!(sealer().decode_stamped(id(1), &other).is_err(), "bit of byte {at}");
+            }
+            assert!((0..value.len()).all(|cut| sealer().decode_stamped(id(1), &value[..cut]).is_err()));
+            assert!(sealer().decode_stamped(id(2), &value).is_err() && sealer().decode(id(1), &value).is_err());
+            let mut later = value.clone();
+            later[LAST_SEEN].copy_from_slice(&at(9).as_micros().to_be_bytes());
+            assert_eq!(sealer().decode_stamped(id(1), &later).unwrap().session.last_seen_at, at(9));
+        }
     }
 
     /// Values made by the first version are read for ever: nodes of two versions share a store during an upgrade. These

@@ -23,8 +23,10 @@ mod near;
 mod nonces;
 mod sentinel;
 mod tracking;
+mod transients;
 
 pub use nonces::RedisNonces;
+pub use transients::{RedisTransients, RedisTransientsConfig};
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -101,6 +103,9 @@ pub enum ConfigError {
     /// The namespace is malformed.
     #[error("a namespace is 1 to 64 of A-Z, a-z, 0-9, '-', '_' and '.'")]
     Namespace,
+    /// Transient sessions in a Redis Cluster, where a session and its subject's others are in different places.
+    #[error("transient sessions need one server, or one that sentinels name")]
+    Cluster,
     /// A timeout of zero, or one that tracking cannot keep.
     #[error("the timeout must be at least 1 ms and the staleness at least 100 ms")]
     Span,

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use audit_log::LogStore;
 use audit_search::{Archive, SearchError};
 use parking_lot::Mutex;
-use session_model::{Action, Actor, Detail, Outcome, Protocol, RealmName, Timestamp};
-use session_service::{Caller, Idempotency, Record, ServiceError, SessionService, Unavailable};
+use session_model::{Action, Actor, Detail, KeyId, Outcome, Protocol, RealmName, Session, Timestamp};
+use session_service::{Caller, Idempotency, Record, ServiceError, SessionService, Sessions, Unavailable};
 use telemetry::Metrics;
 use tokio::time::interval;
 use tracing::{error, warn};
@@ -38,7 +38,7 @@ impl ReadRecorder for Recorder {
 
 /// Erases and holds subjects.
 pub(crate) struct Keeper {
-    pub(crate) service: Arc<SessionService>,
+    pub(crate) service: Arc<Sessions>,
     pub(crate) archive: Archive,
     pub(crate) origin: Arc<str>,
 }
@@ -63,7 +63,7 @@ impl Custodian for Keeper {
             Err(failure) => return Err(failure.into()),
         };
         Ok(ErasureDocument {
-            subject_key: erased.key.uuid(),
+            subject_key: erased.key.map(KeyId::uuid),
             sessions_ended: erased.ended,
             keys_destroyed: erased.keys,
             receipt: SubjectReceipt::new(&self.origin, &erased.place),
@@ -79,6 +79,10 @@ impl Custodian for Keeper {
     ) -> Result<HoldDocument, Problem> {
         let (key, place) = self.service.hold_subject(caller, subject, held, reason).await?;
         Ok(HoldDocument { subject_key: key.uuid(), held, receipt: SubjectReceipt::new(&self.origin, &place) })
+    }
+
+    async fn beside_the_log(&self, realm: &RealmName, subject: &str) -> Result<Vec<Arc<Session>>, Problem> {
+        Ok(self.service.beside_the_log(realm, subject).await?)
     }
 }
 

@@ -18,7 +18,9 @@ use sealing::{Keyring, sha256};
 use session_model::Timestamp;
 use session_view::{BeyondBudget, Budget, MemoryView, SessionView};
 use session_view_folder::{FolderView, FolderViewConfig};
-use session_view_redis::{RedisView, RedisViewConfig};
+use session_view_redis::{RedisTransients, RedisTransientsConfig, RedisView, RedisViewConfig};
+
+use transient_store::TransientStore;
 
 use crate::config::{Beyond, Config, ConfigError, MulticastSection, TransportKind, blot};
 
@@ -156,6 +158,30 @@ pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) 
         &url,
         "memory:, redis://…, redis+sentinel://…, redis+cluster://… (rediss… for TLS), folder:/PATH",
     ))
+}
+
+/// Opens the Redis that keeps transient sessions. `origin` tells deployments apart that share it.
+///
+/// # Errors
+/// If the URL is none.
+pub(crate) async fn open_transients(
+    config: &Config,
+    url: &str,
+    origin: &str,
+    keyring: &Keyring,
+) -> Result<Arc<dyn TransientStore>, Failure> {
+    const KINDS: &str = "memory:, redis://…, redis+sentinel://… (rediss… for TLS), unix://…";
+    let redis = ["redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://"];
+    if !redis.iter().any(|kind| url.starts_with(kind)) {
+        return Err(bad("transient.url", url, KINDS));
+    }
+    let settings = RedisTransientsConfig {
+        url: url.to_owned(),
+        namespace: format!("cft-{:.16}", sha256(origin.as_bytes()).to_string()),
+        sealing_key: *keyring.view_key(),
+        operation_timeout: Duration::from_millis(config.view.operation_timeout_ms),
+    };
+    Ok(Arc::new(RedisTransients::connect(settings).await?))
 }
 
 /// Nonces that a process which is alone remembers: a thousand a second for the six minutes that a message may be replayed.

@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub keys: Keys,
     /// The session view.
     pub view: View,
+    /// Realms of profile `transient`, which keep no log.
+    pub transient: Transient,
     /// How nodes share state.
     pub cluster: ClusterSection,
     /// The newest checkpoint, kept outside the database.
@@ -161,6 +163,31 @@ pub(crate) struct View {
 pub(crate) enum Beyond {
     Refuse,
     Evict,
+}
+
+/// Where the sessions of realms of profile `transient` are, which keep no log: what is lost there is lost. See docs/transient.md.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Transient {
+    /// `memory:`, in the nodes themselves, which send each other what they hold if `cluster.transport` is `unicast` or `redis`; or
+    /// `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`, a Redis that the nodes share. Default `memory:`.
+    pub url: String,
+    /// File that holds the URL, for one with a password.
+    pub url_file: Option<PathBuf>,
+    /// `memory:`: bytes that these sessions may take, by estimate; beyond them no session begins. 0, the default, is no bound.
+    pub memory_bytes: usize,
+    /// `memory:`: what a node does that is within reach of no more than half of `cluster.nodes`, itself included: `serve`, or `refuse`
+    /// everything that is asked of such a realm. Default `serve`.
+    pub minority: Minority,
+}
+
+/// What a node of a minority does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the words themselves")]
+pub(crate) enum Minority {
+    Serve,
+    Refuse,
 }
 
 /// How nodes share state. Every node of one log needs the same key files; what is lost on the way is read from the log.
@@ -637,6 +664,7 @@ impl Default for Config {
                 near_cache_bytes: 64 << 20,
                 operation_timeout_ms: 250,
             },
+            transient: Transient { url: "memory:".into(), url_file: None, memory_bytes: 0, minority: Minority::Serve },
             cluster: ClusterSection {
                 transport: TransportKind::None,
                 nodes: 0,
@@ -762,6 +790,18 @@ impl Config {
                 return Err(ConfigError::Value { key: key.into(), why: "must not be 0".into() });
             }
         }
+        if self.transient.minority == Minority::Refuse {
+            let lacking = [
+                (self.cluster.nodes == 0, "cluster.nodes, to know what a minority is"),
+                (self.cluster.transport == TransportKind::None, "cluster.transport, to see the others"),
+            ];
+            if let Some((_, what)) = lacking.into_iter().find(|(lacking, _)| *lacking) {
+                return Err(ConfigError::Value {
+                    key: "transient.minority".into(),
+                    why: format!("refuse needs {what}"),
+                });
+            }
+        }
         let wrong = |(key, why)| ConfigError::Value { key, why };
         if let Some(oidc) = &self.console.oidc {
             oidc.check(&self.realms).map_err(wrong)?;
@@ -779,8 +819,14 @@ impl Config {
             let value = |why: String| ConfigError::Value { key: format!("realms.{name}"), why };
             let parsed: RealmName = name.parse().map_err(|failure| value(format!("{failure}")))?;
             if realm.profile == Profile::Transient {
-                let why = "profile transient keeps sessions without a log, which this version does not offer yet";
-                return Err(value(why.into()));
+                let promised = [
+                    ("audited_reads", realm.overrides.audited_reads == Some(true)),
+                    ("retention_days", realm.overrides.retention_days.is_some()),
+                ];
+                if let Some((key, _)) = promised.into_iter().find(|(_, promised)| *promised) {
+                    let why = "a realm of profile transient keeps no log that could keep this".into();
+                    return Err(ConfigError::Value { key: format!("realms.{name}.{key}"), why });
+                }
             }
             let policy = Policy::tightened(realm.profile, &realm.overrides)
                 .map_err(|looser| ConfigError::Looser { realm: name.clone(), looser })?;
@@ -819,6 +865,15 @@ impl Config {
     pub(crate) fn view_url(&self) -> Result<String, ConfigError> {
         let url = secret("view.url_file", &None, &self.view.url_file)?;
         Ok(url.unwrap_or_else(|| self.view.url.clone()))
+    }
+
+    /// URL of the store of transient sessions.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub(crate) fn transient_url(&self) -> Result<String, ConfigError> {
+        let url = secret("transient.url_file", &None, &self.transient.url_file)?;
+        Ok(url.unwrap_or_else(|| self.transient.url.clone()))
     }
 
     /// URL of the Redis that nodes talk through.
@@ -860,6 +915,7 @@ impl Config {
         shown.log.url = shown.log.url.as_deref().map(blot);
         shown.log.owner_url = shown.log.owner_url.as_deref().map(blot);
         shown.view.url = blot(&shown.view.url);
+        shown.transient.url = blot(&shown.transient.url);
         shown.cluster.redis.url = shown.cluster.redis.url.as_deref().map(blot);
         shown
     }
@@ -989,7 +1045,21 @@ mod tests {
         assert!(refused.contains("shop") && refused.contains("8.2.8"), "{refused}");
         let tighter = load("[realms.shop]\nprofile = 'pci_dss'\nidle_timeout_s = 60", &[]).unwrap();
         assert_eq!(tighter.policies().unwrap().len(), 2);
-        assert!(load("[realms.x]\nprofile = 'transient'", &[]).is_err());
+        assert!(load("[realms.x]\nprofile = 'transient'\nidle_timeout_s = 60", &[]).is_ok());
+    }
+
+    #[test]
+    fn a_realm_without_a_log_promises_nothing_that_only_a_log_could_keep() {
+        for (setting, key) in [("audited_reads = true", "audited_reads"), ("retention_days = 400", "retention_days")] {
+            let refused = load(&format!("[realms.x]\nprofile = 'transient'\n{setting}"), &[]).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("realms.x.{key}: ")), "{refused}");
+        }
+        assert!(load("[realms.x]\nprofile = 'transient'\naudited_reads = false", &[]).is_ok());
+        for cluster in ["transport = 'redis'", "nodes = 3"] {
+            let refused = load(&format!("[transient]\nminority = 'refuse'\n[cluster]\n{cluster}"), &[]).unwrap_err();
+            assert!(refused.to_string().starts_with("transient.minority: "), "{refused}");
+        }
+        assert!(load("[transient]\nminority = 'refuse'\n[cluster]\nnodes = 3\ntransport = 'redis'", &[]).is_ok());
     }
 
     #[test]

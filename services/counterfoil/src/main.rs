@@ -22,6 +22,7 @@ mod sign_in;
 mod sinks;
 mod soap;
 mod tls;
+mod transient;
 mod verification;
 mod witness;
 

@@ -22,7 +22,7 @@ use console::Console;
 use merkle_log::Signer;
 use nonce_store::NonceStore;
 use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
-use session_service::{Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, SessionService};
+use session_service::{Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, SessionService, Sessions};
 use session_view::SessionView;
 use telemetry::Metrics;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,6 +44,7 @@ use crate::pruning::{self, PruneStatus, Pruner, prune_now_and_then};
 use crate::sinks::Sinks;
 use crate::soap::KnownConsumers;
 use crate::tls::{acceptor, note_certificate};
+use crate::transient::{self, Transients};
 use crate::verification::{Checked, Verification};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -198,7 +199,11 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
     let keyring = core.keys.keyring.clone();
     let cluster_keyring = keyring.clone();
+    let log_shared = core.shared;
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
+    let transients = transient::open(&config, &service, &keyring, &origin, log_shared).await?;
+    let sessions = Sessions::new(Arc::clone(&service), transients.as_ref().map(Transients::sessions));
+    let sessions = Arc::new(sessions);
     let ledger = Arc::new(RefusalLedger::new(Arc::clone(&service), first_realm.clone()));
 
     let minted = bootstrap(&config, &service, &*log).await?;
@@ -213,6 +218,12 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     if let Some(joined) = &joined {
         service.join(Arc::clone(joined.cluster()));
         cluster::show(joined.cluster(), &metrics);
+        if let Some(transients) = &transients {
+            transients.join(joined.cluster()).await?;
+        }
+    }
+    if let Some(transients) = &transients {
+        transients.show(&metrics);
     }
     let follower = Arc::new(Follower::start(Arc::clone(&service)));
     let reaper = Reaper::start(Arc::clone(&service));
@@ -272,7 +283,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     };
     health.show();
     let auditing = Auditing { archive, ledger: Arc::clone(&ledger), anchored };
-    let mut api = Interfaces::new(&config, &service, &log, &holders, &metrics, auditing, origin, known)?;
+    let mut api = Interfaces::new(&config, sessions, &service, &log, &holders, &metrics, auditing, origin, known)?;
     let evidence = EvidenceApi {
         audit: api.audit.clone(),
         keys: Arc::new(vault),
@@ -311,6 +322,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         pruning.abort();
     }
     reaper.close().await;
+    if let Some(transients) = &transients {
+        transients.close();
+    }
     follower.close().await;
     gathering.abort();
     ledger.flush().await;
@@ -464,6 +478,7 @@ impl Interfaces {
     #[expect(clippy::too_many_arguments, reason = "the parts of the composition root, used in one place")]
     fn new(
         config: &Config,
+        sessions: Arc<Sessions>,
         service: &Arc<SessionService>,
         log: &Arc<dyn LogStore>,
         holders: &Arc<Keyholders>,
@@ -488,7 +503,7 @@ impl Interfaces {
             Observed::Replayed => counter.replayed(),
         });
         let rest = RestApi {
-            service: Arc::clone(service),
+            service: Arc::clone(&sessions),
             gate: gate.clone(),
             observer,
             origin: Arc::clone(&origin),
@@ -496,7 +511,7 @@ impl Interfaces {
         };
         let audit = AuditApi {
             log: Arc::clone(log) as Arc<dyn LogReader>,
-            custodian: Arc::new(Keeper { service: Arc::clone(service), archive: archive.clone(), origin }),
+            custodian: Arc::new(Keeper { service: sessions, archive: archive.clone(), origin }),
             archive,
             recorder: Arc::new(Recorder(Arc::clone(service))),
             gate,

@@ -20,6 +20,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-log", &["merkle-log", "session-model"]),
     ("session-view", &["session-model"]),
     ("nonce-store", &["session-model"]),
+    ("transient-store", &["session-model", "session-view"]),
     // Written from a reader of the log, for whoever takes it away.
     ("evidence", &["audit-log", "merkle-log", "session-model"]),
     ("retention", &["audit-log", "session-model"]),
@@ -29,7 +30,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
     ("session-view-folder", &["session-model", "session-value", "session-view"]),
-    ("session-view-redis", &["nonce-store", "session-model", "session-value", "session-view"]),
+    ("session-view-redis", &["nonce-store", "session-model", "session-value", "session-view", "transient-store"]),
     ("cluster-multicast", &["cluster"]),
     ("cluster-postgres", &["cluster"]),
     ("cluster-redis", &["cluster"]),
@@ -41,7 +42,10 @@ const MAY: &[(&str, &[&str])] = &[
     ("audit-sinks", &["audit-export", "audit-log", "http-client", "merkle-log", "session-model"]),
     ("anchors", &["audit-log", "http-client", "merkle-log", "sealing", "session-model", "time-stamp"]),
     // The service and who may ask it.
-    ("session-service", &["audit-log", "cluster", "merkle-log", "sealing", "session-model", "session-view"]),
+    (
+        "session-service",
+        &["audit-log", "cluster", "merkle-log", "sealing", "session-model", "session-view", "transient-store"],
+    ),
     ("access", &["audit-log", "sealing", "session-model"]),
     // Mouths.
     ("api-http", &["access", "sealing", "session-model", "session-service"]),

@@ -14,4 +14,5 @@ mod parallel;
 mod rig;
 mod rules;
 mod simulation;
+mod transient;
 mod views;

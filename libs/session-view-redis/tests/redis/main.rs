@@ -10,6 +10,7 @@ mod rubbish;
 mod sentinel;
 mod sharing;
 mod support;
+mod transients;
 
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use crate::program::{APPLICATION, Home, Program, database, redis};
 use crate::soap::Identity;
 
 /// What a transport needs beside its name.
-fn over(transport: &str, configure: impl Fn(Home, usize) -> Home) -> (Vec<Home>, Vec<Program>) {
+pub(crate) fn over(transport: &str, configure: impl Fn(Home, usize) -> Home) -> (Vec<Home>, Vec<Program>) {
     let first = Home::new();
     let url = database(&first);
     let keys = first.folder.path().join("keys").display().to_string();
@@ -34,11 +34,11 @@ fn over(transport: &str, configure: impl Fn(Home, usize) -> Home) -> (Vec<Home>,
     (homes, programs)
 }
 
-fn cluster(program: &Program) -> Value {
+pub(crate) fn cluster(program: &Program) -> Value {
     program.ask("GET", "/cluster", &[], None).unwrap().json()
 }
 
-fn until(what: impl Fn() -> bool, why: &str) {
+pub(crate) fn until(what: impl Fn() -> bool, why: &str) {
     let began = Instant::now();
     while !what() {
         assert!(began.elapsed() < Duration::from_secs(30), "{why}");

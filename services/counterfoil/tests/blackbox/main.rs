@@ -31,4 +31,5 @@ mod soap_messages;
 mod soap_security;
 mod soap_signed;
 mod time_stamps;
+mod transient;
 mod walk;
