@@ -9,6 +9,7 @@ use sealing::{DataKey, Keyring, SealError};
 use session_model::{Action, KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId};
 
 use crate::filter::EntryFilter;
+use crate::pace::Pace;
 use crate::projector::{Projector, addresses, place, read};
 use crate::term;
 use crate::times::first_at;
@@ -442,6 +443,9 @@ impl Taken {
     }
 }
 
+/// Data keys asked for at a time.
+const KEYS: usize = 512;
+
 /// The data keys that there (still) are, unwrapped.
 pub(crate) async fn keys_of(
     log: &dyn LogStore,
@@ -452,11 +456,12 @@ pub(crate) async fn keys_of(
     ids.sort_unstable();
     ids.dedup();
     let mut keys = HashMap::with_capacity(ids.len());
-    if ids.is_empty() {
-        return Ok(keys);
-    }
-    for row in log.data_keys(&ids).await?.into_iter().flatten() {
-        keys.insert(row.id, keyring.unwrap(row.id, &row.wrapped)?);
+    let mut pace = Pace::default();
+    for some in ids.chunks(KEYS) {
+        for row in log.data_keys(some).await?.into_iter().flatten() {
+            pace.step().await;
+            keys.insert(row.id, keyring.unwrap(row.id, &row.wrapped)?);
+        }
     }
     Ok(keys)
 }

@@ -13,10 +13,11 @@ use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::archive::{SearchError, keys_of};
+use crate::pace::Pace;
 use crate::{term, times};
 
-/// Entries projected in one go: a few MB.
-const RUN: usize = 8_192;
+/// Entries projected in one go: a MB or two.
+const RUN: usize = 2_048;
 
 /// How far the postings have come, as this process last saw it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl Projector {
             }
             let batches = self.log.batches(LeafIndex(now.size.0), RUN).await?;
             let Some(end) = batches.last().map(StoredBatch::tree_size) else { return Ok(()) };
-            let run = decoded(batches, now.size)?;
+            let run = decoded(batches, now.size).await?;
             let fresh = self.postings_of(&run).await?;
             let mut postings = self.merged(fresh, now.size).await?;
             postings.extend(self.time_marks(&run).await?);
@@ -118,7 +119,9 @@ impl Projector {
         let keys = keys_of(&*self.log, &self.keyring, run.iter().filter_map(|(_, leaf, _)| leaf.data_key)).await?;
         let former = self.former_keys(run).await?;
         let mut postings: HashMap<(Term, u32), RoaringBitmap> = HashMap::new();
+        let mut pace = Pace::default();
         for (index, leaf, sealed) in run {
+            pace.step().await;
             let (segment, offset) = place(*index);
             let addresses = addresses(leaf, sealed.as_ref(), &keys);
             let addresses = addresses.into_iter().map(|address| term::address(&self.keyring, &leaf.realm, address));
@@ -191,13 +194,13 @@ impl Projector {
                 *offsets |= before;
             }
         }
-        let mut postings: Vec<Posting> = fresh
-            .iter_mut()
-            .map(|((term, segment), offsets)| {
-                offsets.optimize();
-                written(*term, *segment, offsets)
-            })
-            .collect();
+        let mut postings = Vec::with_capacity(fresh.len());
+        let mut pace = Pace::default();
+        for ((term, segment), offsets) in &mut fresh {
+            pace.step().await;
+            offsets.optimize();
+            postings.push(written(*term, *segment, offsets));
+        }
         postings.sort_unstable_by_key(|posting| (posting.term, posting.segment));
         Ok(postings)
     }
@@ -207,11 +210,13 @@ impl Projector {
 type Decoded = (LeafIndex, Leaf, Option<SealedEntry>);
 
 /// The entries of these batches from `from` on.
-fn decoded(batches: Vec<StoredBatch>, from: TreeSize) -> Result<Vec<Decoded>, SearchError> {
+async fn decoded(batches: Vec<StoredBatch>, from: TreeSize) -> Result<Vec<Decoded>, SearchError> {
     let mut run = Vec::new();
+    let mut pace = Pace::default();
     for batch in batches {
         for ((index, bytes), sealed) in (batch.first.0..).zip(batch.leaves).zip(batch.sealed) {
             if index >= from.0 {
+                pace.step().await;
                 let leaf = Leaf::decode(&bytes).map_err(|_| SearchError::corrupt(LeafIndex(index)))?;
                 run.push((LeafIndex(index), leaf, sealed));
             }

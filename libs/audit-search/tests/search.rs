@@ -11,6 +11,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use audit_log::conformance::{sequencer, session};
 use audit_log::{
@@ -355,6 +356,28 @@ async fn finds_across_segments() {
 }
 
 /// Two processes that project at the same time do not undo one another's work.
+/// On one thread: whoever else wants it gets it again and again while much is projected.
+#[tokio::test(flavor = "current_thread")]
+async fn projecting_much_keeps_nobody_waiting() {
+    let mut world = World::new();
+    world.append(&vec![Made { wait: 0, ..plain(None) }; 2_000]).await;
+    let size = world.log.head().await.unwrap().size();
+    let turns = Arc::new(AtomicU32::new(0));
+    let other = tokio::spawn({
+        let turns = Arc::clone(&turns);
+        async move {
+            loop {
+                turns.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    world.archive.projector().catch_up(size).await.unwrap();
+    other.abort();
+    // Every entry is decoded, and put into bitmaps: at every 32nd of each somebody else may run.
+    assert!(turns.load(Ordering::Relaxed) >= 2 * (2_000 / 32), "{turns:?}");
+}
+
 #[tokio::test]
 async fn two_projectors_share_one_projection() {
     let mut world = World::new();
