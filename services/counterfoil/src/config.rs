@@ -1,18 +1,29 @@
 //! Configuration: read once, at start, into typed sections. Defaults < file < environment < flags; an unknown key is an error.
 
+mod anchors;
+mod cluster;
+mod realm;
+mod sinks;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::sign_in::Oidc;
-use crate::soap::Soap;
-use crate::tls::Tls;
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use session_model::{Looser, Overrides, Policy, Profile, RealmName};
+
+use crate::sign_in::Oidc;
+use crate::soap::Soap;
+use crate::tls::Tls;
+
+pub(crate) use anchors::{Anchor, Anchors, S3Mode, S3Section};
+pub(crate) use cluster::{ClusterSection, MulticastSection, RedisSection, TransportKind, UnicastSection};
+pub(crate) use realm::Realm;
+pub(crate) use sinks::{Sink, SinkFormat, SinkKind, SinkStart};
 
 /// Prefix of environment variables: `COUNTERFOIL__SECTION__KEY`.
 const PREFIX: &str = "COUNTERFOIL__";
@@ -190,110 +201,6 @@ pub(crate) enum Minority {
     Refuse,
 }
 
-/// How nodes share state. Every node of one log needs the same key files; what is lost on the way is read from the log.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ClusterSection {
-    /// `none`, `redis`, `multicast`, `unicast` or `postgres`. Default `none`: nodes meet in the log, and in a shared view.
-    pub transport: TransportKind,
-    /// How many nodes there should be, so that a node can say when it sees fewer. Default 0: not known.
-    pub nodes: usize,
-    /// File of the cluster's keys, 64 hex digits a line: the first seals, each opens. Read again every 5 seconds. Default: a key derived
-    /// from the key-encryption key.
-    pub keys_file: Option<PathBuf>,
-    /// Milliseconds between two signs of life. Default 250.
-    pub beat_ms: u64,
-    /// Milliseconds of silence after which a node is not counted on. Default 2,000.
-    pub lease_ms: u64,
-    /// Refuse to start on a transport whose link is not encrypted beneath the sealed frames. Default false.
-    pub require_encrypted_link: bool,
-    /// Refuse to start on a transport whose peers do not prove who they are by certificates. Default false.
-    pub require_peer_certificates: bool,
-    /// `unicast`: connections between nodes.
-    pub unicast: UnicastSection,
-    /// `multicast`: datagrams to a group.
-    pub multicast: MulticastSection,
-    /// `redis`: channels of a Redis.
-    pub redis: RedisSection,
-}
-
-/// A cluster transport.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the words themselves")]
-pub(crate) enum TransportKind {
-    None,
-    Redis,
-    Multicast,
-    Unicast,
-    Postgres,
-}
-
-/// Connections between nodes.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct UnicastSection {
-    /// Addresses to listen at, `host:port`. Default `0.0.0.0:7447`.
-    pub listen: Vec<String>,
-    /// Other nodes, `host:port`. One of them is enough: the rest is found through it. A name is resolved anew at each attempt, and each of
-    /// its addresses is a peer, so one of a headless service will do. A node's own address may be among them.
-    pub peers: Vec<String>,
-    /// Speak plain TCP. Frames are sealed all the same, but peers do not prove who they are. Default false.
-    pub plaintext: bool,
-    /// PEM file of the authorities whose nodes are let in.
-    pub ca_file: Option<PathBuf>,
-    /// PEM file of this node's certificate and chain.
-    pub certificate_file: Option<PathBuf>,
-    /// PEM file of its key.
-    pub key_file: Option<PathBuf>,
-    /// PEM file of revocation lists, one of each authority that gives certificates to nodes. One that is missing or outdated lets nobody of
-    /// that authority in. These four files are read again when they change. Default: nothing is revoked.
-    pub crl_file: Option<PathBuf>,
-    /// Names of the certificates that take part: the common name, or a DNS name. Default: every certificate of the authorities.
-    pub allowed_names: Vec<String>,
-    /// Whether a certificate must name the host or address that was connected to. Without it `allowed_names` must say who takes part.
-    /// Default true.
-    pub verify_host: bool,
-}
-
-/// Datagrams to a group.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct MulticastSection {
-    /// Group and port. Default `239.255.77.46:7446`.
-    pub group: String,
-    /// Address or name of the interface to use. Default: where the system's routes lead.
-    pub interface: Option<String>,
-    /// Routers that a datagram may pass, and one. Default 1: none.
-    pub ttl: u32,
-    /// Bytes that a packet may have on the whole way. Default 1,500.
-    pub mtu: usize,
-    /// Bytes of the receive buffer that is asked for. Default 4,194,304; the system may allow less.
-    pub receive_buffer_bytes: usize,
-    /// Bytes a second that are sent at most, once a burst is out. Default 250,000,000.
-    pub rate_bytes: u64,
-}
-
-/// Channels of a Redis.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RedisSection {
-    /// Its URL. Default: that of the view.
-    pub url: Option<String>,
-    /// File that holds the URL, for one with a password.
-    pub url_file: Option<PathBuf>,
-}
-
-/// The newest checkpoint, kept outside the database.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Anchor {
-    /// File. Best on a disk that the database's administrator cannot write. Default `<data_dir>/checkpoint`.
-    pub file: Option<PathBuf>,
-    /// Seconds between writes, when there is something new. Default 1.
-    pub interval_s: u64,
-}
-
 /// Checking the whole log while the service runs.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -326,215 +233,6 @@ pub(crate) struct Retention {
     pub interval_s: u64,
 }
 
-/// Further places outside the database for checkpoints, and witnesses.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Anchors {
-    /// An object store. Default: none.
-    pub s3: Option<S3Section>,
-    /// A time-stamping authority (RFC 3161). Default: none.
-    pub tsa: Option<TsaSection>,
-    /// Witnesses that others run (`counterfoil witness`, or any C2SP tlog-witness), by a name for people. Default: none.
-    pub witnesses: BTreeMap<String, Witness>,
-    /// How many witnesses must cosign a checkpoint before it is shown as cosigned. From 1 to their number. Default 0, for none.
-    pub quorum: usize,
-    /// Seconds between two checkpoints that are cosigned. Default 10.
-    pub witness_interval_s: u64,
-}
-
-/// An object store that speaks the S3 API.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct S3Section {
-    /// For instance `https://s3.eu-central-1.amazonaws.com`. The bucket is named in the path.
-    pub endpoint: String,
-    /// Region that requests are signed for. Default `us-east-1`.
-    #[serde(default = "s3_region")]
-    pub region: String,
-    /// The bucket: versioned, with object lock enabled.
-    pub bucket: String,
-    /// Put before every key. Default `counterfoil/`.
-    #[serde(default = "s3_prefix")]
-    pub prefix: String,
-    /// File with the access key's id.
-    pub access_key_file: PathBuf,
-    /// File with the secret access key.
-    pub secret_key_file: PathBuf,
-    /// How a checkpoint is locked: `compliance` (nobody shortens it), `governance`, or as the `bucket`'s default says. Default `compliance`.
-    #[serde(default)]
-    pub mode: S3Mode,
-    /// Days for which each is locked. Default 400.
-    #[serde(default = "s3_days")]
-    pub retention_days: u32,
-    /// PEM file of the certificate authorities to trust. Default: the system's.
-    #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-    /// Seconds between writes, when there is something new. Each is an object of its own. Default 60.
-    #[serde(default = "s3_interval")]
-    pub interval_s: u64,
-}
-
-fn s3_region() -> String {
-    "us-east-1".into()
-}
-
-fn s3_prefix() -> String {
-    "counterfoil/".into()
-}
-
-fn s3_days() -> u32 {
-    400
-}
-
-fn s3_interval() -> u64 {
-    60
-}
-
-/// How a checkpoint in an object store is locked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the words themselves")]
-pub(crate) enum S3Mode {
-    #[default]
-    Compliance,
-    Governance,
-    Bucket,
-}
-
-/// A time-stamping authority (RFC 3161).
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TsaSection {
-    /// Where requests are posted to. `http` will do: what comes back is signed, and what goes there is a hash.
-    pub url: String,
-    /// Policy to ask for, an object identifier such as `1.2.3.4.1`. Default: the authority's own.
-    #[serde(default)]
-    pub policy: Option<String>,
-    /// PEM file of the certificates that the authority's must lead up to. Auditors verify with the same (`--tsa-ca`).
-    pub ca_file: PathBuf,
-    /// PEM file of the certificate authorities to trust for `https`. Default: the system's.
-    #[serde(default)]
-    pub tls_ca_file: Option<PathBuf>,
-    /// Seconds between time stamps, when there is something new; after a failure it is tried again within a minute. Default 3,600.
-    #[serde(default = "tsa_interval")]
-    pub interval_s: u64,
-    /// Folder of the time stamps. Default: `time-stamps` beside `anchor.file`.
-    #[serde(default)]
-    pub folder: Option<PathBuf>,
-}
-
-fn tsa_interval() -> u64 {
-    3_600
-}
-
-/// A witness.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Witness {
-    /// Submission prefix: `/add-checkpoint` is put behind it. `https`, or `http` to a loopback address.
-    pub url: String,
-    /// Its verifier key, a C2SP vkey line of an Ed25519 cosigner.
-    pub vkey: String,
-    /// PEM file of the certificate authorities to trust. Default: the system's.
-    #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-}
-
-/// Where entries are pushed to.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Sink {
-    /// `syslog` (RFC 5424 over TLS) or `webhook` (HTTPS POST, signed).
-    pub kind: SinkKind,
-    /// `syslog`: `host:port` of the collector; its certificate must be for this host.
-    #[serde(default)]
-    pub address: Option<String>,
-    /// `webhook`: where to POST to. `https`, or `http` to a loopback address.
-    #[serde(default)]
-    pub url: Option<String>,
-    /// `webhook`: file with the shared secret of the signature, at least 32 bytes.
-    #[serde(default)]
-    pub secret_file: Option<PathBuf>,
-    /// `jsonl`, `ocsf` or `cef`. Default `jsonl`.
-    #[serde(default)]
-    pub format: SinkFormat,
-    /// Entries of these realms only. Default: of all.
-    #[serde(default)]
-    pub realms: Vec<String>,
-    /// Where a new sink begins: `beginning` of the log, or `now`. Default `beginning`.
-    #[serde(default)]
-    pub start: SinkStart,
-    /// PEM file of the certificate authorities to trust. Default: the system's.
-    #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-    /// `syslog`: PEM file of our certificate chain, for collectors that ask for one.
-    #[serde(default)]
-    pub client_certificate_file: Option<PathBuf>,
-    /// `syslog`: PEM file of its key.
-    #[serde(default)]
-    pub client_key_file: Option<PathBuf>,
-    /// `syslog`: whether the collector must answer the end of the connection as RFC 5425 section 4.4 says, before entries count as
-    /// delivered. Default true.
-    #[serde(default = "yes")]
-    pub confirm: bool,
-    /// `syslog`: private enterprise number in the structured data. Default 32473, the one for examples (RFC 5612).
-    #[serde(default = "example_number")]
-    pub enterprise_number: u32,
-    /// Entries of one push at most. Default 500.
-    #[serde(default = "sink_batch")]
-    pub batch: usize,
-    /// Milliseconds that connecting, sending and the answer may each take. Default 10,000. Five times as long a node that
-    /// died keeps the sink to itself.
-    #[serde(default = "sink_timeout")]
-    pub timeout_ms: u64,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn example_number() -> u32 {
-    32_473
-}
-
-fn sink_batch() -> usize {
-    500
-}
-
-fn sink_timeout() -> u64 {
-    10_000
-}
-
-/// How entries are pushed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the words themselves")]
-pub(crate) enum SinkKind {
-    Syslog,
-    Webhook,
-}
-
-/// As what entries are pushed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the words themselves")]
-pub(crate) enum SinkFormat {
-    #[default]
-    Jsonl,
-    Ocsf,
-    Cef,
-}
-
-/// Where a new sink begins.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the words themselves")]
-pub(crate) enum SinkStart {
-    #[default]
-    Beginning,
-    Now,
-}
-
 /// Keys of realm `default` to accept from the first start, so that scripts and charts need not read the output.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -564,66 +262,6 @@ pub(crate) struct Logging {
 pub(crate) enum LogFormat {
     Text,
     Json,
-}
-
-/// A realm: its profile, and what it tightens.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(try_from = "serde_json::Map<String, serde_json::Value>")]
-pub(crate) struct Realm {
-    /// The preset it starts from.
-    pub profile: Profile,
-    /// What it sets differently.
-    #[serde(flatten)]
-    pub overrides: Overrides,
-}
-
-impl TryFrom<serde_json::Map<String, serde_json::Value>> for Realm {
-    type Error = String;
-
-    /// By hand, because `flatten` would let unknown keys through.
-    fn try_from(mut keys: serde_json::Map<String, serde_json::Value>) -> Result<Self, String> {
-        let profile = match keys.remove("profile") {
-            None => Profile::Default,
-            Some(name) => name.as_str().and_then(|name| name.parse().ok()).ok_or_else(|| {
-                let names: Vec<_> = Profile::ALL.iter().map(|profile| profile.name()).collect();
-                format!("profile must be one of {}", names.join(", "))
-            })?,
-        };
-        let overrides = serde_json::from_value(serde_json::Value::Object(keys)).map_err(|f| f.to_string())?;
-        Ok(Self { profile, overrides })
-    }
-}
-
-impl JsonSchema for Realm {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Realm".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        let profiles: Vec<_> = Profile::ALL.iter().map(|profile| profile.name()).collect();
-        let count =
-            |description: &str| serde_json::json!({"type": "integer", "minimum": 0, "description": description});
-        schemars::json_schema!({
-            "type": "object",
-            "additionalProperties": false,
-            "description": "A realm: its profile, and what it tightens",
-            "properties": {
-                "profile": {"enum": profiles, "description": "The preset it starts from. Default: default"},
-                "idle_timeout_s": count("Seconds without use until a session has expired"),
-                "absolute_timeout_s": count("Seconds from creation until a session has expired"),
-                "renewal_interval_s": count("Seconds until a client should renew its token"),
-                "renewal_overlap_s": count("Seconds the previous token is honoured after a renewal"),
-                "sessions_per_subject": count("Open sessions one subject may have"),
-                "beyond_cap": {"enum": ["deny", "evict_oldest", "evict_least_recent"], "description": "What happens beyond that"},
-                "reused_token": {"enum": ["record", "end"], "description": "What the late use of a rotated token leads to"},
-                "audited_reads": {"type": "boolean", "description": "Whether reading a session by id is itself an entry"},
-                "retention_days": count("Days after which what is sealed beside an entry may be dropped; absent is never"),
-                "requests_per_second": count("Requests a second each credential may make; 0 is no limit"),
-                "max_attribute_bytes": count("Bytes of JSON the attributes of a session may take"),
-                "max_attributes": count("Top-level attributes a session may have"),
-            },
-        })
-    }
 }
 
 impl Default for Config {
