@@ -89,6 +89,19 @@ start_postgres() {
 # pg_sql DATABASE SQL
 pg_sql() { psql -qAtX -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$PG_PORT" -U postgres -d "$1" -c "$2"; }
 
+# recycle_wal MB: writes that much WAL and has its segments kept for use again.
+recycle_wal() {
+  local chunk
+  pg_sql postgres "CREATE TABLE filling (text text)"
+  for chunk in $(seq $(($1 / 60))); do
+    pg_sql postgres "INSERT INTO filling SELECT repeat(md5(n::text), 30) FROM generate_series(1, 60000) AS n"
+  done
+  pg_sql postgres "DROP TABLE filling"
+  pg_sql postgres CHECKPOINT
+  pg_sql postgres "SELECT pg_switch_wal()" >/dev/null
+  pg_sql postgres CHECKPOINT
+}
+
 # pg_url DATABASE [USER]
 pg_url() { echo "postgres://${2:-postgres}@127.0.0.1:$PG_PORT/$1"; }
 
