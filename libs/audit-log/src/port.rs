@@ -208,7 +208,7 @@ pub enum SessionChange {
 pub struct IdempotencyClaim {
     /// SHA-256 over credential and idempotency key.
     pub key: Digest,
-    /// SHA-256 over method, path and body; of an erasure keyed, because its path names the subject.
+    /// Digest of method, path and body, keyed: a request may name a subject and little else.
     pub request: Digest,
     /// The answer, sealed; what only the log can add (the receipt) is added at replay.
     pub answer: Vec<u8>,
@@ -219,7 +219,7 @@ pub struct IdempotencyClaim {
 /// A kept answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// SHA-256 over method, path and body of the first request.
+    /// Digest of method, path and body of the first request, keyed; of a version before, without a key.
     pub request: Digest,
     /// The answer, sealed.
     pub answer: Vec<u8>,

@@ -74,14 +74,6 @@ impl SessionService {
         F: Future<Output = Result<(), ServiceError>>,
         G: Future<Output = Result<usize, ServiceError>>,
     {
-        // The request names the subject: what is kept of it for a day must not tell who that was.
-        let idempotency = match idempotency {
-            None => None,
-            Some(Idempotency { key, request }) => {
-                let request = self.keys.keyring().request_digest(&request).map_err(internal)?;
-                Some(Idempotency { key, request })
-            }
-        };
         let _under_way = match self.enter(idempotency).await? {
             Entered::Replay(kept) => return self.erased_before(caller, &kept).await,
             Entered::Go(guard) => guard,
@@ -97,7 +89,7 @@ impl SessionService {
             if row.is_none()
                 && let Some(Idempotency { key, request }) = idempotency
                 && let Some(answer) = self.log.answer(&key).await.map_err(of_read)?
-                && answer.request == request
+                && self.is_of(&answer, &request)?
             {
                 return self.erased_before(caller, &Kept { key, answer }).await;
             }

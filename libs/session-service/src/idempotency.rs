@@ -58,7 +58,8 @@ impl SessionService {
         self.claim_answer(idempotency, token.map(Token::expose).unwrap_or_default().as_bytes(), now)
     }
 
-    /// The claim of an idempotency key, and the answer to be kept under it.
+    /// The claim of an idempotency key, and the answer to be kept under it. What is kept of the request is keyed: it may name a subject and little
+    /// else, and nobody who reads the database may guess at one that was erased since.
     pub(crate) fn claim_answer(
         &self,
         idempotency: Option<Idempotency>,
@@ -66,8 +67,16 @@ impl SessionService {
         now: Timestamp,
     ) -> Result<Option<IdempotencyClaim>, ServiceError> {
         let Some(Idempotency { key, request }) = idempotency else { return Ok(None) };
-        let answer = self.keys.keyring().seal_answer(&key, answer).map_err(internal)?;
+        let keyring = self.keys.keyring();
+        let answer = keyring.seal_answer(&key, answer).map_err(internal)?;
+        let request = keyring.request_digest(&request).map_err(internal)?;
         Ok(Some(IdempotencyClaim { key, request, answer, expires: now.plus(KEEP_ANSWERS) }))
+    }
+
+    /// Whether an answer was kept for this request. One of a version before may be: it kept digests without a key.
+    pub(crate) fn is_of(&self, answer: &audit_log::Answer, request: &Digest) -> Result<bool, ServiceError> {
+        let keyed = self.keys.keyring().request_digest(request).map_err(internal)?;
+        Ok(answer.request == keyed || answer.request == *request)
     }
 
     /// Begins a request with an idempotency key: is it new, done already, or under way?
@@ -79,7 +88,7 @@ impl SessionService {
                 self.log.forget_expired(self.now(), usize::MAX >> 33).await.map_err(of_read)?;
                 Ok(Entered::Go(Some(guard)))
             }
-            Some(answer) if answer.request != request => Err(ServiceError::IdempotencyMismatch),
+            Some(answer) if !self.is_of(&answer, &request)? => Err(ServiceError::IdempotencyMismatch),
             Some(answer) => Ok(Entered::Replay(Box::new(Kept { key, answer }))),
             None => Ok(Entered::Go(Some(guard))),
         }
@@ -101,7 +110,7 @@ impl SessionService {
             return Err(ServiceError::Internal("an idempotency key where none is claimed"));
         };
         match self.log.answer(&key).await.map_err(of_read)? {
-            Some(answer) if answer.request == request => Ok(Kept { key, answer }),
+            Some(answer) if self.is_of(&answer, &request)? => Ok(Kept { key, answer }),
             Some(_) => Err(ServiceError::IdempotencyMismatch),
             None => Err(ServiceError::Unavailable(Unavailable::LogRead)),
         }

@@ -603,6 +603,7 @@ impl TransientSessions {
         let Some(Idempotency { key, request }) = idempotency else { return Ok(None) };
         let token = token.map(Token::expose).unwrap_or_default();
         let token = self.keyring.seal_answer(&key, token.as_bytes()).map_err(internal)?;
+        let request = self.keyring.request_digest(&request).map_err(internal)?;
         Ok(Some((key, KeptAnswer { request, session, token, expires: now.plus(KEEP_ANSWERS) })))
     }
 
@@ -613,7 +614,7 @@ impl TransientSessions {
         };
         let kept = self.store.answer(&key, self.clock.now()).await.map_err(of_store)?;
         let kept = kept.ok_or(ServiceError::Unavailable(Unavailable::Store))?;
-        if kept.request != request {
+        if kept.request != self.keyring.request_digest(&request).map_err(internal)? {
             return Err(ServiceError::IdempotencyMismatch);
         }
         let token = self.keyring.open_answer(&key, &kept.token).map_err(internal)?;

@@ -187,6 +187,12 @@ async fn the_same_idempotency_key_replays_the_first_answer_token_included() {
     let other = Some(Idempotency { key: Digest([1; 32]), request: Digest([2; 32]) });
     let mismatch = rig.service.create(&caller(), new(Some("alice")), other).await;
     assert!(matches!(mismatch, Err(ServiceError::IdempotencyMismatch)), "{mismatch:?}");
+    // The digest of a request that names a subject and little else would tell who it was, to whoever guesses: what is kept of it is keyed.
+    let kept = rig.log.answer(&Digest([1; 32])).await.unwrap().unwrap();
+    assert_ne!(kept.request, Digest([1; 32]));
+    // A version before kept digests without a key, and a request may be repeated across an upgrade.
+    let plain = Some(Idempotency { key: Digest([1; 32]), request: kept.request });
+    assert!(rig.service.create(&caller(), new(Some("alice")), plain).await.unwrap().replayed);
     let renewed = rig.service.renew(&caller(), first.session.id, key(2)).await.unwrap();
     rig.service.update(&caller(), first.session.id, patch(r#"{"a":1}"#), None).await.unwrap();
     let replayed = rig.service.renew(&caller(), first.session.id, key(2)).await.unwrap();
