@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use openssl::error::ErrorStack;
 use session_model::{EntryId, KeyId, SessionId, Timestamp, Token, TokenDigest};
 use uuid::Uuid;
 
@@ -11,15 +12,32 @@ use crate::{SealError, sha256};
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ids;
 
-/// Random bytes for identifiers, drawn in bulk: what ends up in an identifier is no secret, so it may lie in memory for a while.
-/// Tokens, keys and nonces are never taken from here.
+/// Random bytes for identifiers and nonces, drawn in bulk: what is shown to everybody later is no secret, so it may lie in memory for a while.
+/// Tokens and keys are never taken from here.
 struct Pool {
-    bytes: [u8; 4_096],
+    bytes: [u8; POOLED],
     used: usize,
 }
 
+const POOLED: usize = 4_096;
+
 thread_local! {
-    static POOL: RefCell<Pool> = const { RefCell::new(Pool { bytes: [0; 4_096], used: 4_096 }) };
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { bytes: [0; POOLED], used: POOLED }) };
+}
+
+/// Random bytes that are no secret, `N` at most as many as the pool holds.
+pub(crate) fn public<const N: usize>() -> Result<[u8; N], ErrorStack> {
+    const { assert!(N <= POOLED) };
+    POOL.with_borrow_mut(|pool| {
+        if pool.bytes.len() - pool.used < N {
+            openssl::rand::rand_bytes(&mut pool.bytes)?;
+            pool.used = 0;
+        }
+        let mut taken = [0; N];
+        taken.iter_mut().zip(pool.bytes.iter().skip(pool.used)).for_each(|(taken, byte)| *taken = *byte);
+        pool.used += N;
+        Ok(taken)
+    })
 }
 
 impl Ids {
@@ -28,15 +46,7 @@ impl Ids {
     /// # Errors
     /// See [`Ids::session`].
     pub fn public<const N: usize>(self) -> Result<[u8; N], SealError> {
-        POOL.with_borrow_mut(|pool| {
-            if let Some(bytes) = pool.bytes.get(pool.used..).and_then(|rest| rest.first_chunk::<N>()) {
-                pool.used += N;
-                return Ok(*bytes);
-            }
-            openssl::rand::rand_bytes(&mut pool.bytes)?;
-            pool.used = N;
-            pool.bytes.first_chunk::<N>().copied().ok_or(SealError::Malformed("more bytes than an identifier has"))
-        })
+        Ok(public()?)
     }
 
     fn v7(now: Timestamp) -> Result<Uuid, SealError> {

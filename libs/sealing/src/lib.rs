@@ -71,7 +71,8 @@ const TAG: usize = 16;
 
 /// SHA-256.
 pub fn sha256(bytes: &[u8]) -> Digest {
-    Digest(openssl::sha::sha256(bytes))
+    // OpenSSL's own one-shot function names the algorithm anew each time.
+    digest(&[bytes]).unwrap_or_else(|_| Digest(openssl::sha::sha256(bytes)))
 }
 
 /// SHA-512.
@@ -136,8 +137,7 @@ pub(crate) fn expand(key: &[u8; 32], info: &[&[u8]]) -> Result<[Digest; 2], Erro
 
 /// AES-256-GCM: nonce ‖ ciphertext ‖ tag.
 pub(crate) fn encrypt(key: &[u8; 32], bound_to: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, ErrorStack> {
-    let mut nonce = [0; NONCE];
-    openssl::rand::rand_bytes(&mut nonce)?;
+    let nonce: [u8; NONCE] = ids::public()?;
     let mut context = CipherCtx::new()?;
     context.encrypt_init(Some(fetched(&AES_256_GCM)?), Some(key), Some(&nonce))?;
     context.cipher_update(bound_to, None)?;
