@@ -16,6 +16,7 @@ mod group_commit;
 mod memory;
 mod port;
 mod postings;
+mod recent;
 mod weigh;
 
 #[cfg(feature = "test-util")]
@@ -36,4 +37,5 @@ pub use port::{
     SealedEntry, Seat, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange,
 };
 pub use postings::{LogPostings, Posting, Projected, Projection, SEGMENT, Term};
+pub use recent::{Recent, RecentEntry};
 pub use weigh::{Known, refusals};

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use audit_log::{LogStore, ReadError, SEGMENT, SealedEntry, SessionFilter, StoredEntry, Term};
+use audit_log::{LogStore, ReadError, Recent, SEGMENT, SealedEntry, SessionFilter, StoredEntry, Term};
 use roaring::{RoaringBitmap, RoaringTreemap};
 use sealing::{DataKey, Keyring, SealError};
 use session_model::{Action, KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId};
@@ -98,9 +98,9 @@ const STRIDE: u32 = 64;
 const SESSIONS: usize = 2_000;
 
 impl Archive {
-    /// The log as auditors see it.
-    pub fn new(log: Arc<dyn LogStore>, keyring: Keyring) -> Self {
-        let projector = Arc::new(Projector::new(Arc::clone(&log), keyring.clone()));
+    /// The log as auditors see it. The recent entries are those of whoever appends to it in this process, if anybody does.
+    pub fn new(log: Arc<dyn LogStore>, keyring: Keyring, recent: Arc<Recent>) -> Self {
+        let projector = Arc::new(Projector::new(Arc::clone(&log), keyring.clone(), recent));
         Self { log, keyring, projector }
     }
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use audit_log::{LogStore, Posting, Projected, SEGMENT, SealedEntry, StoredBatch, Term};
+use audit_log::{LogStore, Posting, Projected, Recent, RecentEntry, SEGMENT, SealedEntry, Term};
 use parking_lot::Mutex as Plain;
 use roaring::RoaringBitmap;
 use sealing::{DataKey, Keyring};
-use session_model::{Action, Event, KeyId, Leaf, LeafIndex, SealedPart, TreeSize};
+use session_model::{Action, KeyId, Leaf, LeafIndex, SealedPart, TreeSize};
 use tokio::sync::Mutex;
 use tracing::warn;
 
@@ -30,6 +30,7 @@ pub struct ProjectionStatus {
 pub struct Projector {
     log: Arc<dyn LogStore>,
     keyring: Keyring,
+    recent: Arc<Recent>,
     /// One run at a time in this process: a second would only lose against the first.
     turn: Mutex<()>,
     seen: Plain<ProjectionStatus>,
@@ -42,9 +43,9 @@ impl std::fmt::Debug for Projector {
 }
 
 impl Projector {
-    /// A projector of this log.
-    pub fn new(log: Arc<dyn LogStore>, keyring: Keyring) -> Self {
-        Self { log, keyring, turn: Mutex::default(), seen: Plain::default() }
+    /// A projector of this log, which reads from it what is not among the recent entries.
+    pub fn new(log: Arc<dyn LogStore>, keyring: Keyring, recent: Arc<Recent>) -> Self {
+        Self { log, keyring, recent, turn: Mutex::default(), seen: Plain::default() }
     }
 
     /// How far the postings have come.
@@ -67,9 +68,11 @@ impl Projector {
             if now.size >= size {
                 return Ok(());
             }
-            let batches = self.log.batches(LeafIndex(now.size.0), RUN).await?;
-            let Some(end) = batches.last().map(StoredBatch::tree_size) else { return Ok(()) };
-            let run = decoded(batches, now.size).await?;
+            let mut run = self.recent.take(now.size, RUN);
+            if run.is_empty() {
+                run = self.read_back(now.size).await?;
+            }
+            let Some(end) = run.last().map(|entry| TreeSize(entry.index.0 + 1)) else { return Ok(()) };
             let fresh = self.postings_of(&run).await?;
             let mut postings = self.merged(fresh, now.size).await?;
             postings.extend(self.time_marks(&run).await?);
@@ -114,17 +117,38 @@ impl Projector {
         }
     }
 
+    /// The next entries of the log, decoded, and opened for their addresses.
+    async fn read_back(&self, from: TreeSize) -> Result<Vec<RecentEntry>, SearchError> {
+        let mut pace = Pace::default();
+        let mut read = Vec::new();
+        for batch in self.log.batches(LeafIndex(from.0), RUN).await? {
+            for ((index, bytes), sealed) in (batch.first.0..).zip(batch.leaves).zip(batch.sealed) {
+                if index >= from.0 {
+                    pace.step().await;
+                    let index = LeafIndex(index);
+                    read.push((index, Leaf::decode(&bytes).map_err(|_| SearchError::corrupt(index))?, sealed));
+                }
+            }
+        }
+        let keys = keys_of(&*self.log, &self.keyring, read.iter().filter_map(|(_, leaf, _)| leaf.data_key)).await?;
+        let mut run = Vec::with_capacity(read.len());
+        for (index, leaf, sealed) in read {
+            pace.step().await;
+            let addresses = addresses(&leaf, sealed.as_ref(), &keys);
+            run.push(RecentEntry { index, leaf, addresses });
+        }
+        Ok(run)
+    }
+
     /// The terms of every entry, as offsets by term and segment.
-    async fn postings_of(&self, run: &[Decoded]) -> Result<HashMap<(Term, u32), RoaringBitmap>, SearchError> {
-        let keys = keys_of(&*self.log, &self.keyring, run.iter().filter_map(|(_, leaf, _)| leaf.data_key)).await?;
+    async fn postings_of(&self, run: &[RecentEntry]) -> Result<HashMap<(Term, u32), RoaringBitmap>, SearchError> {
         let former = self.former_keys(run).await?;
         let mut postings: HashMap<(Term, u32), RoaringBitmap> = HashMap::new();
         let mut pace = Pace::default();
-        for (index, leaf, sealed) in run {
+        for RecentEntry { index, leaf, addresses } in run {
             pace.step().await;
             let (segment, offset) = place(*index);
-            let addresses = addresses(leaf, sealed.as_ref(), &keys);
-            let addresses = addresses.into_iter().map(|address| term::address(&self.keyring, &leaf.realm, address));
+            let addresses = addresses.iter().map(|address| term::address(&self.keyring, &leaf.realm, *address));
             let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
             for term in term::of_leaf(leaf, former.get(index).copied()).into_iter().chain(addresses) {
                 postings.entry((term, segment)).or_default().insert(offset);
@@ -134,10 +158,10 @@ impl Projector {
     }
 
     /// The times of every 64th entry, and of the first of each segment, behind those that are kept already.
-    async fn time_marks(&self, run: &[Decoded]) -> Result<Vec<Posting>, SearchError> {
+    async fn time_marks(&self, run: &[RecentEntry]) -> Result<Vec<Posting>, SearchError> {
         let mut marks: BTreeMap<u32, Vec<i64>> = BTreeMap::new();
         let mut firsts: Vec<i64> = Vec::new();
-        for (index, leaf, _) in run {
+        for RecentEntry { index, leaf, .. } in run {
             let (segment, offset) = place(*index);
             if offset % times::STEP == 0 {
                 marks.entry(segment).or_default().push(leaf.time.as_micros());
@@ -168,10 +192,10 @@ impl Projector {
     }
 
     /// Which data key sealed a session before the entry that took it to another subject.
-    async fn former_keys(&self, run: &[Decoded]) -> Result<HashMap<LeafIndex, KeyId>, SearchError> {
-        let bindings = run.iter().filter(|(_, leaf, _)| leaf.action == Action::SessionAuthenticated);
+    async fn former_keys(&self, run: &[RecentEntry]) -> Result<HashMap<LeafIndex, KeyId>, SearchError> {
+        let bindings = run.iter().filter(|entry| entry.leaf.action == Action::SessionAuthenticated);
         let (at, before): (Vec<_>, Vec<_>) =
-            bindings.filter_map(|(index, leaf, _)| Some((*index, leaf.previous?.index))).unzip();
+            bindings.filter_map(|entry| Some((entry.index, entry.leaf.previous?.index))).unzip();
         let mut former = HashMap::new();
         for (index, entry) in at.into_iter().zip(self.log.entries(&before).await?) {
             let leaf = entry.map(|entry| Leaf::decode(&entry.leaf)).and_then(Result::ok);
@@ -206,25 +230,6 @@ impl Projector {
     }
 }
 
-/// An entry of a run.
-type Decoded = (LeafIndex, Leaf, Option<SealedEntry>);
-
-/// The entries of these batches from `from` on.
-async fn decoded(batches: Vec<StoredBatch>, from: TreeSize) -> Result<Vec<Decoded>, SearchError> {
-    let mut run = Vec::new();
-    let mut pace = Pace::default();
-    for batch in batches {
-        for ((index, bytes), sealed) in (batch.first.0..).zip(batch.leaves).zip(batch.sealed) {
-            if index >= from.0 {
-                pace.step().await;
-                let leaf = Leaf::decode(&bytes).map_err(|_| SearchError::corrupt(LeafIndex(index)))?;
-                run.push((LeafIndex(index), leaf, sealed));
-            }
-        }
-    }
-    Ok(run)
-}
-
 /// The segment of an entry, and its offset there.
 pub(crate) fn place(index: LeafIndex) -> (u32, u32) {
     let segment = u32::try_from(index.0 / SEGMENT).unwrap_or(u32::MAX);
@@ -249,25 +254,12 @@ fn written(term: Term, segment: u32, offsets: &RoaringBitmap) -> Posting {
 pub(crate) fn addresses(leaf: &Leaf, sealed: Option<&SealedEntry>, keys: &HashMap<KeyId, DataKey>) -> Vec<IpAddr> {
     let key = leaf.data_key.and_then(|id| keys.get(&id));
     let (Some(sealed), Some(commitment), Some(key)) = (sealed, &leaf.commitment, key) else { return Vec::new() };
-    let part = key.open(leaf.entry_id, &sealed.bytes, commitment).ok().and_then(|text| SealedPart::decode(&text).ok());
-    let Some(part) = part else {
-        // Verification names it; a search must not stand still for it.
-        warn!(entry = %leaf.entry_id, "a sealed part does not open, and is not found by its addresses");
-        return Vec::new();
-    };
-    let client = match &part.event {
-        Some(Event::Created(beginning)) => beginning.client.as_ref().and_then(|client| client.address),
-        Some(
-            Event::Updated { .. }
-            | Event::Authenticated { .. }
-            | Event::Renewed { .. }
-            | Event::TokenReused
-            | Event::Ended(_),
-        )
-        | None => None,
-    };
-    let mut addresses: Vec<IpAddr> =
-        part.origin.into_iter().chain(client).map(|address| address.to_canonical()).collect();
-    addresses.dedup();
-    addresses
+    match key.open(leaf.entry_id, &sealed.bytes, commitment).ok().and_then(|text| SealedPart::decode(&text).ok()) {
+        Some(part) => part.addresses(),
+        None => {
+            // Verification names it; a search must not stand still for it.
+            warn!(entry = %leaf.entry_id, "a sealed part does not open, and is not found by its addresses");
+            Vec::new()
+        }
+    }
 }

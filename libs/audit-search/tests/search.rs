@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use audit_log::conformance::{sequencer, session};
 use audit_log::{
-    Appended, Claims, DataKeyClaim, DataKeyRow, LogStore, MemoryLog, Proposed, SealedEntry, SessionChange,
-    SubjectChange,
+    Appended, Claims, DataKeyClaim, DataKeyRow, LogStore, MemoryLog, Proposed, Recent, RecentEntry, SealedEntry,
+    SessionChange, SubjectChange,
 };
 use audit_search::{Archive, EntryFilter, Moment, Order, Personal};
 use merkle_log::leaf_hash;
@@ -54,12 +54,14 @@ struct Made {
     client: Option<u8>,
     wait: u64,
     sealed: bool,
+    /// By this process, so that it is among the recent entries.
+    here: bool,
 }
 
 fn made() -> impl Strategy<Value = Made> {
     let who = (0..2_usize, proptest::option::of(0..6_u8), any::<bool>(), 0..3_u8);
     let what = (0..3_u8, 0..3_usize, proptest::bool::weighted(0.2));
-    let wher = (proptest::option::of(0..4_u8), proptest::option::of(0..4_u8), 0..3_u64);
+    let wher = (proptest::option::of(0..4_u8), proptest::option::of(0..4_u8), 0..3_u64, any::<bool>());
     (who, what, wher).prop_map(|(who, what, wher)| Made {
         realm: who.0,
         session: who.1,
@@ -72,12 +74,14 @@ fn made() -> impl Strategy<Value = Made> {
         client: wher.1,
         wait: wher.2,
         sealed: true,
+        here: wher.3,
     })
 }
 
 /// A log of made entries, and what each was made of.
 struct World {
     log: Arc<dyn LogStore>,
+    recent: Arc<Recent>,
     archive: Archive,
     keyring: Keyring,
     entries: Vec<(Made, Leaf)>,
@@ -91,9 +95,10 @@ impl World {
     fn new() -> Self {
         let log: Arc<dyn LogStore> = Arc::new(MemoryLog::new());
         let keyring = Keyring::new(&[3; 32]).unwrap();
-        let archive = Archive::new(Arc::clone(&log), keyring.clone());
+        let recent: Arc<Recent> = Arc::default();
+        let archive = Archive::new(Arc::clone(&log), keyring.clone(), Arc::clone(&recent));
         let (versions, keys) = Default::default();
-        Self { log, archive, keyring, entries: Vec::new(), versions, keys, second: 0 }
+        Self { log, recent, archive, keyring, entries: Vec::new(), versions, keys, second: 0 }
     }
 
     /// Each realm has sessions and subjects of its own.
@@ -163,6 +168,10 @@ impl World {
         };
         let bytes = leaf.encode().unwrap();
         let hash = leaf_hash(&bytes);
+        if made.here {
+            let (index, leaf, addresses) = (LeafIndex(number), leaf.clone(), part.addresses());
+            self.recent.hold([RecentEntry { index, leaf, addresses }]);
+        }
         self.entries.push((made.clone(), leaf.clone()));
         Proposed {
             leaf,
@@ -323,6 +332,7 @@ fn plain(session: Option<u8>) -> Made {
         client: None,
         wait: 1,
         sealed: true,
+        here: false,
     }
 }
 
@@ -381,7 +391,7 @@ async fn projecting_much_keeps_nobody_waiting() {
 #[tokio::test]
 async fn two_projectors_share_one_projection() {
     let mut world = World::new();
-    let second = Archive::new(Arc::clone(&world.log), world.keyring.clone());
+    let second = Archive::new(Arc::clone(&world.log), world.keyring.clone(), Arc::default());
     for _ in 0..5 {
         world.append(&[plain(None), plain(Some(1))]).await;
         let size = world.log.head().await.unwrap().size();

@@ -1,6 +1,7 @@
 //! The entry of the log: a leaf, kept for ever and hashed as its exact bytes, and the sealed part beside it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -275,7 +276,7 @@ pub struct SealedPart {
     pub event: Option<Event>,
     /// Address the request came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub origin: Option<std::net::IpAddr>,
+    pub origin: Option<IpAddr>,
     /// Further facts that may be personal.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub facts: BTreeMap<String, String>,
@@ -296,5 +297,24 @@ impl SealedPart {
     /// [`LeafError`] if the bytes are none.
     pub fn decode(bytes: &[u8]) -> Result<Self, LeafError> {
         serde_json::from_slice(bytes).map_err(LeafError)
+    }
+
+    /// The addresses it names: where the request came from, and the client that began the session. IPv4 in IPv6 counts as IPv4.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let client = match &self.event {
+            Some(Event::Created(beginning)) => beginning.client.as_ref().and_then(|client| client.address),
+            Some(
+                Event::Updated { .. }
+                | Event::Authenticated { .. }
+                | Event::Renewed { .. }
+                | Event::TokenReused
+                | Event::Ended(_),
+            )
+            | None => None,
+        };
+        let mut addresses: Vec<IpAddr> =
+            self.origin.into_iter().chain(client).map(|address| address.to_canonical()).collect();
+        addresses.dedup();
+        addresses
     }
 }

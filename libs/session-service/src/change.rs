@@ -246,7 +246,7 @@ impl SessionService {
             draft.event.as_ref().map(|event| Change { base: draft.base.clone(), event: event.clone(), data_key });
         let entry_id = Ids.entry(draft.now).map_err(internal)?;
         let part = SealedPart { event: draft.event, origin: caller.origin, facts: draft.facts };
-        let plaintext = part.encode().map_err(internal)?;
+        let (plaintext, addresses) = (part.encode().map_err(internal)?, part.addresses());
         let sealed = draft.found.key().seal(entry_id, &plaintext).map_err(internal)?;
         let mut detail = draft.detail;
         for (fact, value) in &caller.detail {
@@ -282,7 +282,7 @@ impl SessionService {
         let (reply, answer) = oneshot::channel();
         let withdraw = self
             .commit
-            .submit(Proposed { leaf, bytes, hash, sealed, claims }, Ticket { change, reply })
+            .submit(Proposed { leaf, bytes, hash, sealed, claims }, Ticket { change, addresses, reply })
             .map_err(|_ticket| NotAppended::Other(ServiceError::Unavailable(Unavailable::Overloaded)))?;
         let unavailable = |what| Err(NotAppended::Other(ServiceError::Unavailable(what)));
         match timeout_at(deadline, answer).await {

@@ -1,8 +1,9 @@
 //! What happens to an entry after it is durable: applied to the view, then answered.
 
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use audit_log::{CommitSink, Committed, LogHead, NotDone, Place};
+use audit_log::{CommitSink, Committed, LogHead, NotDone, Place, Recent, RecentEntry};
 use session_model::{Event, Head, KeyId, Recorded, Session, Timestamp, apply};
 use session_view::SessionView;
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +16,8 @@ use crate::replication::Told;
 pub(crate) struct Ticket {
     /// The change of a session that the entry is, if it is one.
     pub(crate) change: Option<Change>,
+    /// The addresses that its sealed part names.
+    pub(crate) addresses: Vec<IpAddr>,
     /// Who waits.
     pub(crate) reply: oneshot::Sender<Result<Done, NotDone>>,
 }
@@ -40,6 +43,7 @@ pub(crate) struct Pipeline {
     view: Arc<dyn SessionView>,
     pub(crate) progress: Arc<Progress>,
     outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
+    recent: Arc<Recent>,
     observe: Box<dyn Fn(Timestamp) + Send + Sync>,
 }
 
@@ -48,9 +52,10 @@ impl Pipeline {
         view: Arc<dyn SessionView>,
         progress: Arc<Progress>,
         outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
+        recent: Arc<Recent>,
         observe: impl Fn(Timestamp) + Send + Sync + 'static,
     ) -> Self {
-        Self { view, progress, outbox, observe: Box::new(observe) }
+        Self { view, progress, outbox, recent, observe: Box::new(observe) }
     }
 }
 
@@ -61,10 +66,12 @@ impl CommitSink for Pipeline {
         let Some(first) = entries.first().map(|entry| entry.place) else { return };
         let mut states = Vec::with_capacity(entries.len());
         let mut answers = Vec::with_capacity(entries.len());
+        let mut recent = Vec::with_capacity(entries.len());
         for Committed { ticket, leaf, place } in entries {
             let session = ticket.change.and_then(|change| after(change, &leaf, place));
             states.extend(session.clone());
             answers.push((ticket.reply, Done { place, session }));
+            recent.push(RecentEntry { index: place.index, leaf, addresses: ticket.addresses });
         }
         let losses = self.view.losses();
         match self.view.apply(&states).await {
@@ -87,6 +94,7 @@ impl CommitSink for Pipeline {
             // Whoever asked may have gone; the entry has not.
             let _gone = reply.send(Ok(done));
         }
+        self.recent.hold(recent);
     }
 
     fn not_done(&self, ticket: Ticket, why: NotDone) {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use ::cluster::Cluster;
 use audit_log::{
-    Claims, Credential, CredentialChange, GroupCommit, GroupCommitConfig, LogIdentity, LogStore, Place, Refusal, Seat,
-    Sequencer, SessionChange, SessionFilter,
+    Claims, Credential, CredentialChange, GroupCommit, GroupCommitConfig, LogIdentity, LogStore, Place, Recent,
+    Refusal, Seat, Sequencer, SessionChange, SessionFilter,
 };
 use futures::stream::{self, StreamExt};
 use merkle_log::{Plan, Receipt};
@@ -249,6 +249,7 @@ pub struct SessionService {
     pub(crate) marks: Mutex<hashbrown::HashMap<SessionId, Timestamp>>,
     pub(crate) cluster: OnceLock<Arc<Cluster>>,
     pub(crate) outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
+    recent: Arc<Recent>,
     pub(crate) shared_view: SharedView,
 }
 
@@ -302,8 +303,9 @@ impl SessionService {
         let progress = Arc::new(Progress::default());
         let clock = Arc::clone(&parts.clock);
         let outbox = Arc::new(OnceLock::new());
-        let (view, told) = (Arc::clone(&parts.view), Arc::clone(&outbox));
-        let pipeline = Pipeline::new(view, Arc::clone(&progress), told, move |time| clock.observe(time));
+        let recent: Arc<Recent> = Arc::default();
+        let (view, told, held) = (Arc::clone(&parts.view), Arc::clone(&outbox), Arc::clone(&recent));
+        let pipeline = Pipeline::new(view, Arc::clone(&progress), told, held, move |time| clock.observe(time));
         let commit = GroupCommit::start(
             Arc::clone(&parts.log),
             Sequencer::new(parts.identity),
@@ -326,6 +328,7 @@ impl SessionService {
             marks: Mutex::default(),
             cluster: OnceLock::new(),
             outbox,
+            recent,
             shared_view: Arc::default(),
         })
     }
@@ -336,6 +339,11 @@ impl SessionService {
     /// [`ServiceError::NotFound`] if this node has no such realm.
     pub fn policy(&self, realm: &RealmName) -> Result<&Policy, ServiceError> {
         self.config.realms.get(realm).ok_or(ServiceError::NotFound)
+    }
+
+    /// What this service appended last.
+    pub const fn recent(&self) -> &Arc<Recent> {
+        &self.recent
     }
 
     /// The clock of all that this process does.

@@ -285,7 +285,7 @@ async fn main() {
     let log = open(url).await;
     assert_eq!(log.head().await.unwrap().size().0, 0, "the log is not empty");
     let mut world = World::new(Arc::clone(&log));
-    let archive = Archive::new(Arc::clone(&log), world.keyring.clone());
+    let archive = Archive::new(Arc::clone(&log), world.keyring.clone(), Arc::default());
     println!("| entries | filter | found | p50 ms | p99 ms |\n|---:|---|---:|---:|---:|");
     for size in sizes {
         let size: u64 = size.parse().unwrap();

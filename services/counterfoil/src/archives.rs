@@ -77,7 +77,7 @@ pub(crate) async fn run_open(config: &Config, args: OpenArgs, out: &mut (dyn Wri
     if !core.policies.contains_key(&args.realm) {
         return Err(format!("the configuration has no realm {}", args.realm).into());
     }
-    let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
+    let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone(), Arc::default());
     let service = service_of(core, config, Arc::new(MemoryView::new(Budget::default())), false);
     let recorded = service.record(&at_the_command_line(&args.realm), reading(&args, sha256)).await;
     service.close().await;

@@ -196,11 +196,11 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let beside_log = std::mem::replace(&mut core.nonces, LogNonces::Alone);
     let nonces = nonces_of(&config, nonces, beside_log, now)?;
     let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
-    let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone());
     let keyring = core.keys.keyring.clone();
     let cluster_keyring = keyring.clone();
     let log_shared = core.shared;
     let service = service_of(core, &config, Arc::clone(&view), view_shared);
+    let archive = Archive::new(Arc::clone(&log), keyring.clone(), Arc::clone(service.recent()));
     let transients = transient::open(&config, &service, &keyring, &origin, log_shared).await?;
     let sessions = Sessions::new(Arc::clone(&service), transients.as_ref().map(Transients::sessions));
     let sessions = Arc::new(sessions);

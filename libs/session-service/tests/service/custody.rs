@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use session_model::{Action, Digest, Outcome, SessionId};
+use audit_log::RecentEntry;
+use audit_log::conformance::check_log;
+use sealing::Keyring;
+use session_model::{Action, Client, Digest, Leaf, Outcome, SealedPart, SessionId, TreeSize};
 use session_service::{Caller, Idempotency, ListQuery, ServiceError};
 
-use crate::rig::{Rig, caller, new, policy, realm};
+use crate::rig::{Rig, caller, new, patch, policy, realm};
 
 async fn erase(rig: &Rig, subject: &str) -> Result<session_service::Erased, ServiceError> {
     rig.service.erase_subject(&caller(), subject, None, async |_| Ok(())).await
@@ -160,4 +163,28 @@ async fn sessions_that_begin_meanwhile_are_never_left_behind_unreadable() {
             Err(failure) => panic!("{failure}"),
         }
     }
+}
+
+/// The projection that follows the log takes them for the entries themselves: they must be just that.
+#[tokio::test(start_paused = true)]
+async fn recent_entries_are_what_the_log_holds() {
+    let rig = Rig::new(policy());
+    let mut from_afar = new(Some("alice"));
+    from_afar.client = Some(Client { address: Some("::ffff:198.51.100.7".parse().unwrap()), user_agent: None });
+    let alice = rig.service.create(&caller(), from_afar, None).await.unwrap();
+    anonymous_then(&rig, "bob").await;
+    rig.service.update(&caller(), alice.session.id, patch(r#"{"colour":null}"#), None).await.unwrap();
+    let stored = check_log(&*rig.log).await;
+    let recent = rig.service.recent().take(TreeSize(0), 99);
+    assert_eq!(recent.len(), stored.len());
+    for (recent, stored) in recent.into_iter().zip(stored) {
+        let leaf = Leaf::decode(&stored.leaf).unwrap();
+        let key = rig.log.data_keys(&[leaf.data_key.unwrap()]).await.unwrap().remove(0).unwrap();
+        let key = Keyring::new(&[7; 32]).unwrap().unwrap(key.id, &key.wrapped).unwrap();
+        let part = key.open(leaf.entry_id, &stored.sealed.unwrap().bytes, &leaf.commitment.unwrap()).unwrap();
+        let part = SealedPart::decode(&part).unwrap();
+        assert_eq!(recent, RecentEntry { index: stored.index, addresses: part.addresses(), leaf });
+    }
+    erase(&rig, "alice").await.unwrap();
+    assert!(rig.service.recent().take(TreeSize(0), 99).is_empty(), "what an erasure took is not held");
 }
