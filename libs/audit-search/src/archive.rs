@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use audit_log::{LogStore, ReadError, Recent, SEGMENT, SealedEntry, SessionFilter, StoredEntry, Term};
+use audit_log::{LogStore, Posting, ReadError, Recent, SEGMENT, SealedEntry, SessionFilter, StoredEntry, Term};
+use futures::future::try_join;
 use roaring::{RoaringBitmap, RoaringTreemap};
 use sealing::{DataKey, Keyring, SealError};
 use session_model::{Action, KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId};
@@ -94,6 +95,8 @@ impl std::fmt::Debug for Archive {
 
 /// Segments whose postings are fetched at once, at most: 8 KiB each and term.
 const STRIDE: u32 = 64;
+/// Segments from which on their postings are worth two questions at a time.
+const WIDE: u32 = 16;
 /// Sessions looked up at once.
 const SESSIONS: usize = 2_000;
 
@@ -387,21 +390,33 @@ impl Archive {
         low: u32,
         high: u32,
     ) -> Result<HashMap<u32, RoaringBitmap>, SearchError> {
-        let mut by_segment: HashMap<u32, (usize, RoaringBitmap)> = HashMap::new();
-        for posting in self.log.postings(terms, low..=high).await? {
-            let offsets = read(&posting)?;
-            by_segment
-                .entry(posting.segment)
-                .and_modify(|(count, fits)| {
-                    *count += 1;
-                    *fits &= &offsets;
-                })
-                .or_insert((1, offsets));
+        let mut by_segment: HashMap<u32, Vec<Posting>> = HashMap::new();
+        for posting in self.postings(terms, low, high).await? {
+            by_segment.entry(posting.segment).or_default().push(posting);
         }
         // A term that is missing in a segment has no entry there.
-        by_segment.retain(|_, (count, _)| *count == terms.len());
-        Ok(by_segment.into_iter().map(|(segment, (_, fits))| (segment, fits)).collect())
+        by_segment.retain(|_, postings| postings.len() == terms.len());
+        by_segment.into_iter().map(|(segment, postings)| Ok((segment, intersection(postings)?))).collect()
     }
+
+    /// The postings of some segments, a wide stretch of them in two halves at the same time.
+    async fn postings(&self, terms: &[Term], low: u32, high: u32) -> Result<Vec<Posting>, SearchError> {
+        if high - low < WIDE {
+            return Ok(self.log.postings(terms, low..=high).await?);
+        }
+        let middle = low + (high - low) / 2;
+        let halves =
+            try_join(self.log.postings(terms, low..=middle), self.log.postings(terms, middle + 1..=high)).await?;
+        Ok(halves.0.into_iter().chain(halves.1).collect())
+    }
+}
+
+/// What stands in all of these postings of one segment.
+fn intersection(mut postings: Vec<Posting>) -> Result<RoaringBitmap, SearchError> {
+    postings.sort_unstable_by_key(|posting| posting.offsets.len());
+    let mut postings = postings.into_iter();
+    let Some(rarest) = postings.next() else { return Ok(RoaringBitmap::new()) };
+    postings.try_fold(read(&rarest)?, |fits, posting| Ok(fits & read(&posting)?))
 }
 
 /// Those of the realm, decoded.
