@@ -1,15 +1,18 @@
 //! Data keys, unwrapped: looked up many at a time, remembered for a while.
 
+use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Duration;
 
 use audit_log::{DataKeyRow, LogStore, ReadError};
 use hashbrown::HashMap;
-use moka::sync::Cache;
 use parking_lot::Mutex;
+use quick_cache::sync::Cache;
 use sealing::{DataKey, Ids, Keyring, SealError};
 use session_model::{Digest, KeyId, RealmName, SessionId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::error;
 
 /// A data key to seal with.
@@ -52,15 +55,38 @@ type Lookup = (Digest, oneshot::Sender<Option<DataKeyRow>>);
 pub(crate) struct DataKeys {
     log: Arc<dyn LogStore>,
     keyring: Keyring,
-    by_lookup: Cache<Digest, (KeyId, DataKey)>,
-    by_id: Cache<KeyId, DataKey>,
+    by_lookup: Remembered<Digest, (KeyId, DataKey)>,
+    by_id: Remembered<KeyId, DataKey>,
     lookups: mpsc::Sender<Lookup>,
     loader: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Keys remembered: about 25 MB.
-const REMEMBERED: u64 = 100_000;
-const MINUTES: std::time::Duration = std::time::Duration::from_secs(300);
+const REMEMBERED: usize = 100_000;
+/// How long: so that a process hears in time of what another one has erased.
+const MINUTES: Duration = Duration::from_secs(300);
+
+/// What was looked up, for a while. Every creation puts something in.
+struct Remembered<K, V>(Cache<K, (Instant, V)>);
+
+impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
+    fn new() -> Self {
+        Self(Cache::new(REMEMBERED))
+    }
+
+    fn insert(&self, key: K, value: V) {
+        self.0.insert(key, (Instant::now() + MINUTES, value));
+    }
+
+    fn get(&self, key: &K) -> Option<V> {
+        let (until, value) = self.0.get(key)?;
+        (Instant::now() < until).then_some(value)
+    }
+
+    fn forget(&self, key: &K) {
+        self.0.remove(key);
+    }
+}
 
 impl DataKeys {
     pub(crate) fn new(log: Arc<dyn LogStore>, keyring: Keyring) -> Self {
@@ -69,8 +95,8 @@ impl DataKeys {
         Self {
             log,
             keyring,
-            by_lookup: Cache::builder().max_capacity(REMEMBERED).time_to_live(MINUTES).build(),
-            by_id: Cache::builder().max_capacity(REMEMBERED).time_to_live(MINUTES).build(),
+            by_lookup: Remembered::new(),
+            by_id: Remembered::new(),
             lookups,
             loader: Mutex::new(Some(loader)),
         }
@@ -159,7 +185,7 @@ impl DataKeys {
 
     /// Forgets a key that the log says does not exist, or exists with another value.
     pub(crate) fn forget(&self, found: &Found, realm: &RealmName, subject: Option<&str>) {
-        self.by_id.invalidate(&found.id());
+        self.by_id.forget(&found.id());
         if let Some(subject) = subject {
             self.forget_lookup(realm, subject);
         }
@@ -168,13 +194,13 @@ impl DataKeys {
     /// Forgets under what a subject's key is found.
     pub(crate) fn forget_lookup(&self, realm: &RealmName, subject: &str) {
         if let Ok(lookup) = self.keyring.lookup(realm, subject) {
-            self.by_lookup.invalidate(&lookup);
+            self.by_lookup.forget(&lookup);
         }
     }
 
     /// Forgets a subject that was erased. Other processes do so when they next need the key, or after minutes.
     pub(crate) fn forget_subject(&self, id: KeyId, realm: &RealmName, subject: &str) {
-        self.by_id.invalidate(&id);
+        self.by_id.forget(&id);
         self.forget_lookup(realm, subject);
     }
 
@@ -203,5 +229,25 @@ async fn load(log: Arc<dyn LogStore>, mut lookups: mpsc::Receiver<Lookup>) {
                 waiting.clear();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What another process erased is believed no longer than that.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_looked_up_is_remembered_for_minutes() {
+        let remembered = Remembered::new();
+        remembered.insert(1, "key");
+        tokio::time::advance(MINUTES - Duration::from_secs(1)).await;
+        assert_eq!((remembered.get(&1), remembered.get(&2)), (Some("key"), None));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(remembered.get(&1), None);
+        remembered.insert(1, "another");
+        assert_eq!(remembered.get(&1), Some("another"));
+        remembered.forget(&1);
+        assert_eq!(remembered.get(&1), None);
     }
 }
