@@ -1,7 +1,8 @@
 //! A file. Worth as much as the distance of its disk from the database's administrator.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use session_model::TreeSize;
@@ -46,13 +47,16 @@ impl Anchor for FileAnchor {
     }
 }
 
-/// Replaces a file whole, and returns once that is durable.
+/// Replaces a file whole, and returns once that is durable. Everybody may read it, whoever wrote it last: what is kept in such files is public,
+/// and the service reads what a command of another user has kept.
 ///
 /// # Errors
 /// If it cannot be done; the file is then what it was.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
+    // Several processes may do it at once: each has a file of its own to rename.
+    let beside = path.with_extension(format!("new-{}", std::process::id()));
     let mut file = File::create(&beside)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;

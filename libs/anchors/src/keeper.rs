@@ -10,7 +10,7 @@ use sealing::VerifierKey;
 use session_model::TreeSize;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{error, warn};
 
 use crate::{Anchor, ContradictionError, PlaceError, compare};
@@ -34,8 +34,10 @@ pub struct AnchorStatus {
 
 /// After how long a place that failed is tried again, if its turn would come later.
 const RETRY: Duration = Duration::from_secs(60);
+/// The same for the last checkpoint: there is no later turn.
+const RETRY_LAST: Duration = Duration::from_millis(200);
 
-/// Keeps a place up to date. Compares the log with what was kept before it keeps anything: a log that was rolled back while the service ran
+/// Keeps a place up to date. Compares the log with what is there before it keeps anything: a log that was rolled back while the service ran
 /// is noticed, and the proof of it is never replaced.
 pub struct Keeper {
     anchor: Arc<dyn Anchor>,
@@ -55,18 +57,74 @@ struct Task {
     log: Arc<dyn LogReader>,
     keys: Vec<VerifierKey>,
     status: Arc<Mutex<AnchorStatus>>,
-    /// What is there; `None` until it was asked.
-    kept: Option<Option<String>>,
+    kept: Kept,
 }
 
+/// What is known to be at a place.
+#[derive(Default)]
+enum Kept {
+    /// Nothing: it was never asked.
+    #[default]
+    Unknown,
+    /// This checkpoint, if any.
+    Known(Option<String>),
+}
+
+/// Why the newest checkpoint is not known to be at a place.
 #[derive(Debug, thiserror::Error)]
-enum TurnError {
+pub enum KeepError {
+    /// The place cannot be asked, or did not take it.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// The log cannot be read, or contradicts what is there.
     #[error(transparent)]
     Contradiction(#[from] ContradictionError),
+    /// The process is about to end.
     #[error("the place was not asked to the end")]
     Cancelled(#[from] tokio::task::JoinError),
+}
+
+/// Keeps the newest checkpoint of a log at a place, after a comparison with what is there; answers how long the log was, if it has a checkpoint.
+///
+/// # Errors
+/// [`KeepError`]; the place then has what it had, unless it failed itself.
+pub async fn keep_newest(
+    anchor: &Arc<dyn Anchor>,
+    log: &dyn LogReader,
+    keys: &[VerifierKey],
+) -> Result<Option<TreeSize>, KeepError> {
+    keep(anchor, log, keys, &mut Kept::Unknown).await
+}
+
+async fn keep(
+    anchor: &Arc<dyn Anchor>,
+    log: &dyn LogReader,
+    keys: &[VerifierKey],
+    kept: &mut Kept,
+) -> Result<Option<TreeSize>, KeepError> {
+    // Asked before the log is: others append and keep meanwhile, and what they keep must not seem to be ahead of the log.
+    let there = match std::mem::take(kept) {
+        Kept::Known(there) => there,
+        Kept::Unknown => {
+            let asked = Arc::clone(anchor);
+            tokio::task::spawn_blocking(move || asked.newest()).await??
+        }
+    };
+    let head: LogHead = log.head().await.map_err(ContradictionError::from)?;
+    if let Some(there) = &there {
+        // Each time anew: the database may be rolled back while we run.
+        compare(log, &head, there, anchor.place(), keys).await?;
+    }
+    if there != head.checkpoint
+        && let Some(checkpoint) = head.checkpoint.clone()
+    {
+        let anchor = Arc::clone(anchor);
+        let size = head.size();
+        tokio::task::spawn_blocking(move || anchor.keep(size, &checkpoint)).await??;
+    }
+    let size = head.checkpoint.is_some().then_some(head.size());
+    *kept = Kept::Known(head.checkpoint);
+    Ok(size)
 }
 
 impl Keeper {
@@ -81,7 +139,8 @@ impl Keeper {
             contradicted: false,
         }));
         let (stop, mut stopping) = watch::channel(false);
-        let mut task = Task { anchor: Arc::clone(&anchor), log, keys, status: Arc::clone(&status), kept: None };
+        let mut task =
+            Task { anchor: Arc::clone(&anchor), log, keys, status: Arc::clone(&status), kept: Kept::Unknown };
         let running = tokio::spawn(async move {
             let mut ticks = interval(pause);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -97,8 +156,7 @@ impl Keeper {
                             (None, Some(_)) => {}
                         }
                     }
-                    // The last checkpoint, before the end.
-                    _ = stopping.changed() => break task.turn().await,
+                    _ = stopping.changed() => break task.last_turn().await,
                 }
             }
         });
@@ -122,8 +180,26 @@ impl Keeper {
 }
 
 impl Task {
+    /// Keeps the last checkpoint. What fails is tried again, until whoever ends the keeper waits no longer: else what came since the turn before
+    /// could be taken away unnoticed. A place that had failed before is not waited for.
+    async fn last_turn(&mut self) {
+        let was_well = self.status.lock().failure.is_none();
+        loop {
+            self.turn().await;
+            let status = self.status.lock().clone();
+            if status.failure.is_none() || status.contradicted || !was_well {
+                return;
+            }
+            sleep(RETRY_LAST).await;
+        }
+    }
+
     async fn turn(&mut self) {
-        let outcome = self.keep_newest().await;
+        // Commands keep the file too, and reading it costs nothing.
+        if self.anchor.kind() == "file" {
+            self.kept = Kept::Unknown;
+        }
+        let outcome = keep(&self.anchor, &*self.log, &self.keys, &mut self.kept).await;
         let mut status = self.status.lock();
         match outcome {
             Ok(Some(size)) => {
@@ -133,7 +209,7 @@ impl Task {
             }
             Ok(None) => status.failure = None,
             Err(failure) => {
-                let is_contradiction = matches!(&failure, TurnError::Contradiction(why) if why.is_contradiction());
+                let is_contradiction = matches!(&failure, KeepError::Contradiction(why) if why.is_contradiction());
                 if is_contradiction && !status.contradicted {
                     error!(failure = &failure as &dyn Error, place = status.place, "THE LOG WAS TAMPERED WITH");
                 } else if !is_contradiction && status.failure.is_none() {
@@ -147,26 +223,5 @@ impl Task {
                 status.failure = Some(failure.to_string());
             }
         }
-    }
-
-    /// `None` if there is nothing to keep yet.
-    async fn keep_newest(&mut self) -> Result<Option<TreeSize>, TurnError> {
-        let head: LogHead = self.log.head().await.map_err(ContradictionError::from)?;
-        if self.kept.is_none() {
-            let anchor = Arc::clone(&self.anchor);
-            self.kept = Some(tokio::task::spawn_blocking(move || anchor.newest()).await??);
-        }
-        if let Some(Some(kept)) = &self.kept {
-            // Each time anew: the database may be rolled back while we run.
-            compare(&*self.log, &head, kept, self.anchor.place(), &self.keys).await?;
-            if Some(kept) == head.checkpoint.as_ref() {
-                return Ok(Some(head.size()));
-            }
-        }
-        let Some(checkpoint) = head.checkpoint.clone() else { return Ok(None) };
-        let (anchor, text, size) = (Arc::clone(&self.anchor), checkpoint.clone(), head.size());
-        tokio::task::spawn_blocking(move || anchor.keep(size, &text)).await??;
-        self.kept = Some(Some(checkpoint));
-        Ok(Some(size))
     }
 }

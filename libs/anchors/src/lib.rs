@@ -4,7 +4,8 @@
 //! * [`FileAnchor`], [`S3Anchor`] (object lock), [`TsaAnchor`] (a folder, with a time stamp of somebody else's on each): the places there are.
 //! * [`WitnessClient`]: others who cosign (C2SP tlog-witness), and the quorum of them. They are not places, because they want proof.
 //! * [`compare`]: the log against a checkpoint from outside. [`check_head`]: the log against itself.
-//! * [`Keeper`], [`Cosigner`]: the tasks that keep a place, and the quorum, up to date, and compare before they do.
+//! * [`Keeper`], [`Cosigner`]: the tasks that keep a place, and the quorum, up to date, and compare before they do. [`keep_newest`]: the same
+//!   once, for a command.
 //!
 //! What each is worth against whom: docs/anchors.md. Start with [`compare`].
 
@@ -20,7 +21,7 @@ mod witnesses;
 pub use check::{ContradictionError, check_head, compare, open_signed};
 pub use cosigner::{Cosigned, Cosigner, CosignerConfig, CosignerView, WitnessStatus};
 pub use file::{FileAnchor, replace_file};
-pub use keeper::{AnchorStatus, Keeper};
+pub use keeper::{AnchorStatus, KeepError, Keeper, keep_newest};
 pub use s3::{S3Anchor, S3Config, S3Retention};
 pub use tsa::{StampFiles, TsaAnchor, TsaConfig, stamps_in};
 pub use witnesses::{Added, WitnessClient};
@@ -54,7 +55,7 @@ impl PlaceError {
     }
 }
 
-/// A place outside the database that keeps checkpoints. Blocking: it is called from a thread that may block, by one caller at a time.
+/// A place outside the database that keeps checkpoints. Blocking: it is called from a thread that may block, by one caller of a process at a time.
 ///
 /// *Durability:* after `keep` has returned, `newest` answers that checkpoint or a larger one, after a crash too. *Order:* the caller keeps ever
 /// larger ones, and has compared the log with what was kept before. *Trust:* what `newest` answers is not believed before its signature has

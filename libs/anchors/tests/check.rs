@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on should stop")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anchors::{Anchor, ContradictionError, FileAnchor, Keeper, check_head, compare};
+use anchors::{Anchor, ContradictionError, FileAnchor, Keeper, PlaceError, check_head, compare, keep_newest};
 use audit_log::conformance::Draft;
 use audit_log::{Appended, LogIdentity, LogReader, LogWriter, MemoryLog, Sequencer};
+use parking_lot::Mutex;
 use sealing::LogKey;
 use session_model::TreeSize;
 
@@ -86,4 +88,111 @@ async fn a_keeper_never_replaces_the_proof_of_a_longer_history() {
     until(&keeper, None, true).await;
     keeper.close(Duration::from_secs(5)).await;
     assert_eq!(file.newest().unwrap().unwrap(), newest);
+}
+
+/// A place with faults: `newest` may let others append and keep first, `keep` may fail.
+struct Faulty {
+    kept: Mutex<Option<String>>,
+    failures: AtomicUsize,
+    others: Mutex<Option<Box<dyn FnOnce() -> String + Send>>>,
+}
+
+impl Faulty {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { kept: Mutex::default(), failures: AtomicUsize::new(0), others: Mutex::default() })
+    }
+}
+
+impl Anchor for Faulty {
+    fn kind(&self) -> &'static str {
+        "faulty"
+    }
+
+    fn place(&self) -> &str {
+        "here"
+    }
+
+    fn keep(&self, _: TreeSize, checkpoint: &str) -> Result<(), PlaceError> {
+        let fails = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        if fails {
+            return Err(PlaceError { place: "here".into(), what: "is slow today".into(), source: None });
+        }
+        *self.kept.lock() = Some(checkpoint.to_owned());
+        Ok(())
+    }
+
+    fn newest(&self) -> Result<Option<String>, PlaceError> {
+        if let Some(others) = self.others.lock().take() {
+            *self.kept.lock() = Some(others());
+        }
+        Ok(self.kept.lock().clone())
+    }
+}
+
+/// Else whatever came since the turn before could be taken away unnoticed, though the service was stopped in order.
+#[tokio::test]
+async fn the_last_checkpoint_is_tried_again_until_it_is_kept() {
+    let (key, place) = (key(), Faulty::new());
+    let log = Arc::new(log_of(&key, 0..3).await);
+    let keeper = Keeper::start(place.clone(), log.clone(), vec![key.verifier().clone()], Duration::from_secs(3_600));
+    let status = keeper.status();
+    while status.lock().size != Some(TreeSize(3)) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    append(&log, &key, 3..8).await;
+    place.failures.store(2, Ordering::SeqCst);
+    keeper.close(Duration::from_secs(10)).await;
+    assert!(place.kept.lock().as_ref().unwrap().contains("\n8\n"));
+
+    // One that had failed before is not waited for.
+    place.failures.store(usize::MAX, Ordering::SeqCst);
+    append(&log, &key, 8..9).await;
+    let keeper = Keeper::start(place.clone(), log.clone(), vec![key.verifier().clone()], Duration::from_secs(3_600));
+    while keeper.status().lock().failure.is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let closing = keeper.close(Duration::from_secs(60));
+    tokio::time::timeout(Duration::from_secs(10), closing).await.unwrap();
+}
+
+/// Another node, or a command, that appends and keeps while we look does not make the log seem rolled back.
+#[tokio::test]
+async fn what_others_keep_meanwhile_is_no_contradiction() {
+    let (key, place) = (key(), Faulty::new());
+    let log = Arc::new(log_of(&key, 0..3).await);
+    let (theirs, signer) = (Arc::clone(&log), Arc::clone(&key));
+    *place.others.lock() = Some(Box::new(move || {
+        futures::executor::block_on(async {
+            append(&theirs, &signer, 3..8).await;
+            theirs.head().await.unwrap().checkpoint.unwrap()
+        })
+    }));
+    let place: Arc<dyn Anchor> = place;
+    let kept = keep_newest(&place, &*log, std::slice::from_ref(key.verifier())).await;
+    assert_eq!(kept.unwrap(), Some(TreeSize(8)));
+}
+
+/// A command that was slower than the service puts an older checkpoint into its file: the next turn puts that right.
+#[tokio::test]
+async fn a_file_that_somebody_else_wrote_is_looked_at_each_turn() {
+    let (key, folder) = (key(), tempfile::tempdir().unwrap());
+    let file = FileAnchor::new(folder.path().join("checkpoint"));
+    let log = Arc::new(log_of(&key, 0..3).await);
+    let older = log.head().await.unwrap().checkpoint.unwrap();
+    append(&log, &key, 3..8).await;
+    let until_newest = async || {
+        for _ in 0..500 {
+            if file.newest().unwrap().is_some_and(|kept| kept.contains("\n8\n")) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?} stays", file.newest());
+    };
+    let keys = vec![key.verifier().clone()];
+    let keeper = Keeper::start(Arc::new(file.clone()), log.clone(), keys, Duration::from_millis(10));
+    until_newest().await;
+    file.keep(TreeSize(3), &older).unwrap();
+    until_newest().await;
+    keeper.close(Duration::from_secs(5)).await;
 }

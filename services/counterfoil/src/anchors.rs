@@ -74,19 +74,24 @@ impl Places {
     /// # Errors
     /// If the log and a place contradict each other: the service must not start.
     pub(crate) async fn check(&self, log: &dyn LogReader, keys: &[VerifierKey]) -> Result<LogHead, Failure> {
-        let head = log.head().await?;
-        check_head(log, &head, keys).await?;
+        let mut kept = Vec::new();
         for (anchor, _) in &self.0 {
             let asked = Arc::clone(anchor);
             match tokio::task::spawn_blocking(move || asked.newest()).await? {
                 Ok(None) => {}
-                Ok(Some(outside)) => drop(compare(log, &head, &outside, anchor.place(), keys).await?),
+                Ok(Some(outside)) => kept.push((anchor.place(), outside)),
                 Err(failure) if anchor.kind() == "file" => return Err(failure.into()),
                 Err(failure) => {
                     let failure = &failure as &dyn Error;
                     warn!(failure, "an anchor cannot be asked: the log will be compared with it as soon as it can");
                 }
             }
+        }
+        // Only now: others append and keep meanwhile, and what they keep must not seem to be ahead of the log.
+        let head = log.head().await?;
+        check_head(log, &head, keys).await?;
+        for (place, outside) in kept {
+            compare(log, &head, &outside, place, keys).await?;
         }
         Ok(head)
     }
