@@ -20,13 +20,13 @@ use evidence::Purpose;
 use serde::Deserialize;
 use session_model::{Action, Detail, KeyId, LeafIndex, Outcome, RealmName, SessionId};
 use session_service::Record;
-use session_view::{Budget, MemoryView};
 use zip::ZipArchive;
 
+use crate::at_hand::AtHand;
 use crate::config::Config;
 use crate::key_commands::at_the_command_line;
 use crate::pruning::digest;
-use crate::serve::{open_core, service_of};
+use crate::serve::open_core;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -78,9 +78,9 @@ pub(crate) async fn run_open(config: &Config, args: OpenArgs, out: &mut (dyn Wri
         return Err(format!("the configuration has no realm {}", args.realm).into());
     }
     let archive = Archive::new(Arc::clone(&core.log), core.keys.keyring.clone(), Arc::default());
-    let service = service_of(core, config, Arc::new(MemoryView::new(Budget::default())), false);
-    let recorded = service.record(&at_the_command_line(&args.realm), reading(&args, sha256)).await;
-    service.close().await;
+    let at_hand = AtHand::start(core, config)?;
+    let recorded = at_hand.service().record(&at_the_command_line(&args.realm), reading(&args, sha256)).await;
+    at_hand.close().await;
     recorded?;
     let counts = open(&args, &archive, out).await?;
     out.flush()?;

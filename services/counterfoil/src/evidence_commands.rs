@@ -15,15 +15,15 @@ use evidence::{EntryKeys, FolderSink, KeySource, Order, Purpose, Selection, Sink
 use sealing::{DataKey, Keyring};
 use session_model::{Action, Detail, EntryId, KeyId, Outcome, RealmName, SessionId, Timestamp, TreeSize};
 use session_service::Record;
-use session_view::{Budget, MemoryView};
 use tracing::error;
 
+use crate::at_hand::AtHand;
 use crate::backends::open_log;
 use crate::cli::Common;
 use crate::config::Config;
 use crate::key_commands::at_the_command_line;
 use crate::key_files::KeyFiles;
-use crate::serve::{open_core, service_of};
+use crate::serve::open_core;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -211,7 +211,7 @@ async fn record(config: &Config, args: &BundleArgs) -> Result<Timestamp, Failure
         Some(realm) => realm.clone(),
         None => core.policies.keys().min().cloned().ok_or("there is no realm")?,
     };
-    let service = service_of(core, config, Arc::new(MemoryView::new(Budget::default())), false);
+    let at_hand = AtHand::start(core, config)?;
     let mut detail = Detail::from([("command".to_owned(), "audit bundle".to_owned())]);
     let facts = [
         ("session", args.session.map(|id| id.to_string())),
@@ -226,9 +226,9 @@ async fn record(config: &Config, args: &BundleArgs) -> Result<Timestamp, Failure
         facts: Default::default(),
         credential: None,
     };
-    let recorded = service.record(&at_the_command_line(&realm), record).await;
-    let now = service.now();
-    service.close().await;
+    let recorded = at_hand.service().record(&at_the_command_line(&realm), record).await;
+    let now = at_hand.service().now();
+    at_hand.close().await;
     recorded?;
     Ok(now)
 }

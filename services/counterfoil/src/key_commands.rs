@@ -9,12 +9,12 @@ use clap::{Subcommand, ValueEnum};
 use sealing::Ids;
 use serde::Serialize;
 use session_model::{Actor, Protocol, RealmName, Role, Timestamp};
-use session_service::{Caller, SessionService};
-use session_view::{Budget, MemoryView};
+use session_service::Caller;
 
+use crate::at_hand::AtHand;
 use crate::config::Config;
 use crate::output::{Output, write};
-use crate::serve::{Core, open_core, service_of};
+use crate::serve::open_core;
 
 /// What may be done with API keys.
 #[derive(Debug, Subcommand)]
@@ -126,28 +126,24 @@ pub(crate) async fn run_key_command(config: &Config, command: KeyCommand, output
                 return Err(format!("the configuration has no realm {realm}").into());
             }
             let key = ApiKey::mint()?;
-            let service = start(core, config);
-            let credential = credential(&key, &realm, roles.clone(), &label, service.now())?;
+            let at_hand = AtHand::start(core, config)?;
+            let credential = credential(&key, &realm, roles.clone(), &label, at_hand.service().now())?;
             let id = credential.id.clone();
-            let added = service.add_credential(&at_the_command_line(&realm), credential).await;
-            service.close().await;
+            let added = at_hand.service().add_credential(&at_the_command_line(&realm), credential).await;
+            at_hand.close().await;
             added?;
             Ok(write(output, &NewKey { id, key: key.expose().to_owned(), realm, roles })?)
         }
         KeyCommand::Revoke { id } => {
             let known = log.credentials().await?.into_iter().find(|known| known.id == id && known.revoked_at.is_none());
             let realm = known.ok_or_else(|| format!("there is no valid key {id}"))?.realm;
-            let service = start(core, config);
-            let revoked = service.revoke_credential(&at_the_command_line(&realm), &id).await;
-            service.close().await;
+            let at_hand = AtHand::start(core, config)?;
+            let revoked = at_hand.service().revoke_credential(&at_the_command_line(&realm), &id).await;
+            at_hand.close().await;
             revoked?;
             list(&*log, output).await
         }
     }
-}
-
-fn start(core: Core, config: &Config) -> Arc<SessionService> {
-    service_of(core, config, Arc::new(MemoryView::new(Budget::default())), false)
 }
 
 async fn list(log: &dyn LogStore, output: Output) -> Result<(), Failure> {

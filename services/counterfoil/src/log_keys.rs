@@ -5,20 +5,19 @@
 
 use anchors::open_signed;
 use std::error::Error;
-use std::sync::Arc;
 
 use clap::Subcommand;
 use sealing::LogKey;
 use serde::Serialize;
 use session_model::{Action, Detail, Outcome, Timestamp};
 use session_service::Record;
-use session_view::{Budget, MemoryView};
 
+use crate::at_hand::AtHand;
 use crate::config::Config;
 use crate::key_commands::at_the_command_line;
 use crate::key_files::{KeyFiles, KnownKey};
 use crate::output::{Output, write};
-use crate::serve::{Core, open_core, service_of};
+use crate::serve::{Core, open_core};
 
 /// What may be done with the key that signs checkpoints.
 #[derive(Debug, Subcommand)]
@@ -120,11 +119,11 @@ pub(crate) async fn record_change(
     detail: Detail,
 ) -> Result<Timestamp, Failure> {
     let realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
-    let service = service_of(core, config, Arc::new(MemoryView::new(Budget::default())), false);
+    let at_hand = AtHand::start(core, config)?;
     let record = Record { action, outcome: Outcome::Success, detail, facts: Default::default(), credential: None };
-    let recorded = service.record(&at_the_command_line(&realm), record).await;
-    let now = service.now();
-    service.close().await;
+    let recorded = at_hand.service().record(&at_the_command_line(&realm), record).await;
+    let now = at_hand.service().now();
+    at_hand.close().await;
     recorded?;
     Ok(now)
 }

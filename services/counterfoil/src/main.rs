@@ -2,6 +2,7 @@
 
 mod anchors;
 mod archives;
+mod at_hand;
 mod audit_commands;
 mod auditing;
 mod backends;

@@ -16,16 +16,16 @@ use retention::{Finished, drop_parts, survey};
 use serde::Serialize;
 use session_model::{Action, LeafIndex, Outcome, RealmName, Timestamp};
 use session_service::{Caller, Record, SessionService};
-use session_view::{Budget, MemoryView};
 use telemetry::Metrics;
 use tokio::time::interval;
 use tracing::{error, info};
 
+use crate::at_hand::AtHand;
 use crate::config::{Config, ConfigError};
 use crate::evidence_commands::Vault;
 use crate::key_commands::at_the_command_line;
 use crate::output::{Output, write};
-use crate::serve::{Core, open_core, service_of};
+use crate::serve::{Core, open_core};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -227,11 +227,11 @@ pub(crate) async fn run_prune(config: &Config, args: PruneArgs, output: Output) 
     if let Some(realm) = args.realm.as_ref().filter(|realm| !core.policies.contains_key(realm)) {
         return Err(format!("the configuration has no realm {realm}").into());
     }
-    let (pruner, service) = at_hand(core, config)?;
-    let (now, only) = (service.now(), args.realm.as_ref());
+    let (pruner, at_hand) = at_hand(core, config)?;
+    let (now, only) = (at_hand.service().now(), args.realm.as_ref());
     let pruned =
         if args.dry_run { pruner.survey(now, only).await } else { pruner.run(now, only, at_the_command_line).await };
-    service.close().await;
+    at_hand.close().await;
     let pruned = pruned?;
     if pruned.is_empty() {
         writeln!(io::stderr(), "nothing is past its time")?;
@@ -239,12 +239,12 @@ pub(crate) async fn run_prune(config: &Config, args: PruneArgs, output: Output) 
     Ok(write(output, &pruned)?)
 }
 
-fn at_hand(core: Core, config: &Config) -> Result<(Pruner, Arc<SessionService>), Failure> {
+fn at_hand(core: Core, config: &Config) -> Result<(Pruner, AtHand), Failure> {
     let vkeys = core.keys.known.iter().map(|known| known.vkey.clone()).collect();
     let (log, keyring) = (Arc::clone(&core.log), core.keys.keyring.clone());
     let vault = Vault { log: Arc::clone(&log), keyring };
-    let service = service_of(core, config, Arc::new(MemoryView::new(Budget::default())), false);
-    Ok((Pruner::new(config, &log, &service, vault, vkeys)?, service))
+    let at_hand = AtHand::start(core, config)?;
+    Ok((Pruner::new(config, &log, at_hand.service(), vault, vkeys)?, at_hand))
 }
 
 /// How pruning in the background is doing.
@@ -356,7 +356,8 @@ mod tests {
         let core = open_core(&config).await.unwrap();
         let log = Arc::clone(&core.log);
         let key = core.keys.known[0].vkey.clone();
-        let (pruner, service) = at_hand(core, &config).unwrap();
+        let (pruner, at_hand) = at_hand(core, &config).unwrap();
+        let service = Arc::clone(at_hand.service());
         let caller = |realm: &str| at_the_command_line(&realm.parse().unwrap());
         for number in 0..20 {
             for realm in ["default", "kept"] {
@@ -469,7 +470,7 @@ mod tests {
         write_bundle(&*log, &pruner.vault, order, &mut sink).await.unwrap();
         let report = verified(&again);
         assert_eq!(report.pruned.unwrap().unexplained, behind);
-        service.close().await;
+        at_hand.close().await;
     }
 
     fn asked(archive: &Path, purpose: &str) -> OpenArgs {

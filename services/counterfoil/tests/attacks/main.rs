@@ -35,6 +35,8 @@ struct Scene {
     saved: PathBuf,
     /// How many entries the log had then.
     saved_size: u64,
+    /// The outside checkpoint as the service left it; `None` if the attacker has removed it. Commands keep theirs in its place.
+    anchor: Option<Vec<u8>>,
     vkey: String,
     origin: String,
     key: LogKey,
@@ -73,11 +75,27 @@ impl Scene {
         let vkey = std::fs::read_to_string(keys.join("log.vkey")).unwrap().trim().to_owned();
         let origin = std::fs::read_to_string(keys.join("origin")).unwrap().trim().to_owned();
         let key = LogKey::from_pem(&origin, &std::fs::read(keys.join("log.pem")).unwrap()).unwrap();
-        Self { home, store, dump, saved, saved_size, vkey, origin, key }
+        let anchor = std::fs::read(home.data().join("checkpoint")).unwrap();
+        let newest = store.load().pop().unwrap().checkpoint;
+        // Else a cut of what came after it would be accepted: stderr says why it was not kept.
+        let said = || std::fs::read_to_string(home.folder.path().join("stderr")).unwrap();
+        assert!(anchor == newest.as_bytes(), "the outside checkpoint is not the newest:\n{}", said());
+        let anchor = Some(anchor);
+        Self { home, store, dump, saved, saved_size, anchor, vkey, origin, key }
+    }
+
+    /// Puts the outside checkpoint back as it was before any command.
+    fn put_anchor_back(&self) {
+        let file = self.home.data().join("checkpoint");
+        match &self.anchor {
+            Some(anchor) => std::fs::write(file, anchor).unwrap(),
+            None => drop(std::fs::remove_file(file)),
+        }
     }
 
     /// A bundle of a log, and what the verifier says of it: exit status and report.
     fn verify(&self, store: &Store, name: &str, saved: Option<&PathBuf>, reveal: bool) -> (i32, Value) {
+        self.put_anchor_back();
         let bundle = self.home.folder.path().join(format!("{name}.zip"));
         let mut arguments = vec!["audit", "bundle", bundle.to_str().unwrap()];
         if reveal {
@@ -270,9 +288,7 @@ fn every_attack(scene: &Scene) {
 
     // The same dump, and the service gone on with beyond the auditor's checkpoint: longer, and not the same.
     let went_on = scene.dump.copy("went_on");
-    let anchor = scene.home.data().join("checkpoint");
-    let kept_anchor = std::fs::read(&anchor).unwrap();
-    std::fs::remove_file(&anchor).unwrap();
+    std::fs::remove_file(scene.home.data().join("checkpoint")).unwrap();
     let running = Home::over(&scene.home).with("LOG__URL", went_on.url());
     let program = running.start();
     program.until_ready();
@@ -280,7 +296,6 @@ fn every_attack(scene: &Scene) {
         assert_eq!(program.app("POST", "/v1/sessions", Some(json!({}))).status, 201);
     }
     program.stop();
-    std::fs::write(&anchor, kept_anchor).unwrap();
     scene.unseen_without_anchor(&went_on, "went_on");
     scene.caught(&went_on, "went_on", kept as u64..scene.saved_size);
 
@@ -314,12 +329,12 @@ fn what_cannot_have_happened_is_named_though_it_is_well_signed() {
     let home = Home::new();
     std::fs::create_dir_all(home.data()).unwrap();
     let store = Store::Sqlite(home.data().join("log.db"));
-    let scene = Scene::new(home, store);
+    let mut scene = Scene::new(home, store);
     let commits = scene.store.load();
     let leaves: Vec<Leaf> = commits.iter().map(|commit| Leaf::decode(&commit.leaves[0]).unwrap()).collect();
     assert!(commits.iter().all(|commit| commit.leaves.len() == 1));
     // Nothing is revealed of a log that the outside checkpoint contradicts: that could not be recorded.
-    std::fs::remove_file(scene.home.data().join("checkpoint")).unwrap();
+    scene.anchor = None;
     let version = |wanted: u64| {
         (400..leaves.len()).find(|at| leaves[*at].version == Some(session_model::Version(wanted))).unwrap()
     };

@@ -139,6 +139,21 @@ fn a_database_that_was_put_back_is_betrayed_by_the_file() {
     assert!(said.contains("rolled back"), "{said}");
 }
 
+/// What a command records while no service runs cannot be taken away either: a revocation, say.
+#[test]
+fn what_a_command_recorded_is_kept_outside_too() {
+    let (home, _) = begun();
+    let listed: Value = serde_json::from_str(&home.run(&["key", "list", "--output", "json"]).1).unwrap();
+    let key = listed[0]["id"].as_str().unwrap().to_owned();
+    let before = log_files(&home);
+    assert_eq!(home.run(&["key", "revoke", &key]).0, Some(0));
+    put_back(&home, &before);
+    for command in [&["serve"][..], &["key", "list"]] {
+        let (code, said) = home.run(command);
+        assert!(code == Some(1) && said.contains("rolled back"), "{said}");
+    }
+}
+
 #[test]
 fn a_quorum_that_cannot_be_is_refused_at_start() {
     let (home, _) = begun();
