@@ -5,6 +5,7 @@ use std::future::pending;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -53,12 +54,14 @@ pub struct FaultyLog {
     orders: Mutex<VecDeque<Fault>>,
     cut: AtomicBool,
     mute: AtomicBool,
+    delay: Mutex<Duration>,
 }
 
 impl FaultyLog {
     /// Wraps a log.
     pub fn new(inner: Arc<dyn LogStore>) -> Self {
-        Self { inner, orders: Mutex::default(), cut: AtomicBool::new(false), mute: AtomicBool::new(false) }
+        let (cut, mute) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { inner, orders: Mutex::default(), cut, mute, delay: Mutex::default() }
     }
 
     /// Orders a fault: it strikes at the next step that can fail this way, once.
@@ -74,6 +77,11 @@ impl FaultyLog {
     /// From now on questions that find sessions are never answered, nor refused.
     pub fn fall_silent(&self) {
         self.mute.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on it takes so long to find an answer that was kept.
+    pub fn delay_answers(&self, by: Duration) {
+        *self.delay.lock() = by;
     }
 
     async fn speak(&self) {
@@ -171,6 +179,8 @@ impl LogIndex for FaultyLog {
     }
 
     async fn answer(&self, key: &Digest) -> Result<Option<Answer>, ReadError> {
+        let delay = *self.delay.lock();
+        tokio::time::sleep(delay).await;
         self.reach()?.answer(key).await
     }
 

@@ -91,12 +91,13 @@ impl SessionService {
         token: Option<Token>,
         idempotency: Option<Idempotency>,
     ) -> Result<Changed, ServiceError> {
+        // From the very beginning: an append must give up, and say what it knows, before `in_time` does, which knows nothing of it.
+        let deadline = Instant::now() + self.config.deadline;
         let policy = self.policy(&caller.realm)?;
         let _under_way = match self.enter(idempotency).await? {
             Entered::Replay(answer) => return self.replayed(caller, &answer).await,
             Entered::Go(guard) => guard,
         };
-        let deadline = Instant::now() + self.config.deadline;
         let overloaded = |_| ServiceError::Unavailable(Unavailable::Overloaded);
         let _turn = timeout_at(deadline, self.turnstile.enter(id)).await.map_err(overloaded)?;
         let mut state = self.state(id, caller.min_index).await?;

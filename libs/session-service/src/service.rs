@@ -422,6 +422,8 @@ impl SessionService {
         idempotency: Option<Idempotency>,
         asking: Asking,
     ) -> Result<Changed, ServiceError> {
+        // From the very beginning: an append must give up, and say what it knows, before `in_time` does, which knows nothing of it.
+        let deadline = Instant::now() + self.config.deadline;
         let policy = self.policy(&caller.realm)?;
         let _under_way = match self.enter(idempotency).await? {
             Entered::Replay(answer) => return self.replayed(caller, &answer).await,
@@ -430,7 +432,6 @@ impl SessionService {
         if !self.view.has_room() {
             return Err(ServiceError::Unavailable(Unavailable::ViewFull));
         }
-        let deadline = Instant::now() + self.config.deadline;
         loop {
             let now = self.now();
             let id = Ids.session(now).map_err(internal)?;
@@ -552,6 +553,7 @@ impl SessionService {
     }
 
     async fn get_now(&self, caller: &Caller, id: SessionId) -> Result<Arc<Session>, ServiceError> {
+        let deadline = Instant::now() + self.config.deadline;
         let policy = self.policy(&caller.realm)?;
         let session = self.full(caller, id).await?;
         if policy.audited_reads {
@@ -569,7 +571,6 @@ impl SessionService {
                 facts: Default::default(),
                 claims: Claims::default(),
             };
-            let deadline = Instant::now() + self.config.deadline;
             self.append(caller, draft, deadline).await.map_err(|failure| failure.into_error())?;
         }
         Ok(self.shown(session))

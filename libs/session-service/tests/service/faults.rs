@@ -2,10 +2,12 @@
 //! acknowledged is in the log, whatever was refused as not recorded is not, and the whole log proves itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use audit_log::fault::{Fault, FaultyLog};
 use audit_log::{LogStore, MemoryLog};
-use session_service::{ServiceError, Unavailable};
+use session_model::Digest;
+use session_service::{Idempotency, ServiceError, Unavailable};
 use session_view::{Budget, MemoryView};
 
 use crate::rig::{Rig, caller, new, patch, policy};
@@ -88,6 +90,30 @@ async fn a_fate_that_cannot_be_found_out_in_time_is_said_to_be_unknown() {
     }
     assert!(version >= 3, "the lost change was done");
     assert_eq!(rig.actions(session.id).await.len() as u64, version);
+}
+
+/// Time that went by before the append does not turn an unknown fate into "nothing was recorded".
+#[tokio::test(start_paused = true)]
+async fn a_fate_is_unknown_however_late_the_append_began() {
+    let (faulty, rig) = rig();
+    let session = rig.create(None).await.session;
+    faulty.delay_answers(Duration::from_secs(1));
+    let idempotency = |byte| Some(Idempotency { key: Digest([byte; 32]), request: Digest([byte; 32]) });
+    for step in 1..=2 {
+        faulty.order(Fault::LostDone);
+        for _ in 0..30 {
+            faulty.order(Fault::Resolve);
+        }
+        let outcome = match step {
+            1 => rig.service.renew(&caller(), session.id, idempotency(1)).await,
+            _ => rig.service.create(&caller(), new(None), idempotency(2)).await,
+        };
+        assert!(matches!(outcome, Err(ServiceError::OutcomeUnknown)), "{outcome:?}");
+        while !faulty.is_spent() || !rig.service.is_available() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+    assert_eq!(rig.leaves().await.len(), 3, "all was done");
 }
 
 #[tokio::test(start_paused = true)]
