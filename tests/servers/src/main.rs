@@ -1,5 +1,6 @@
 //! PostgreSQL and Redis in containers, for one run of `./test`: prints `TEST_DATABASE_URL=…` and `TEST_REDIS_URL=…` once they take
-//! connections, then `ready`, and removes them when its standard input ends, be it because whoever started it is gone.
+//! connections, then `ready`, and removes them when its standard input ends, be it because whoever started it is gone. One that the engine
+//! created and could not start is removed too.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -8,7 +9,10 @@ use std::io::Write;
 use clap::Parser;
 use testcontainers_modules::postgres::Postgres;
 use testcontainers_modules::redis::Redis;
+use testcontainers_modules::testcontainers::bollard::errors::Error as EngineError;
 use testcontainers_modules::testcontainers::bollard::models::{HostConfig, PortBinding};
+use testcontainers_modules::testcontainers::bollard::query_parameters::RemoveContainerOptionsBuilder;
+use testcontainers_modules::testcontainers::core::client::docker_client_instance;
 use testcontainers_modules::testcontainers::runners::AsyncRunner;
 use testcontainers_modules::testcontainers::{ContainerAsync, ContainerRequest, Image, ImageExt};
 use tokio::io::{AsyncReadExt, stdin};
@@ -66,9 +70,29 @@ async fn start<I: Image>(
         config.publish_all_ports = Some(false);
         config.port_bindings = Some(HashMap::from([(format!("{port}/tcp"), Some(vec![free]))]));
     };
-    let container = image.with_host_config_modifier(on_loopback).start().await?;
-    let host_port = container.get_host_port_ipv4(port).await?;
-    Ok((container, host_port))
+    // Known by name, because testcontainers tells nobody the id of a container that did not start.
+    let name = format!("counterfoil-test-{}-{port}", std::process::id());
+    let request = image.with_container_name(&name).with_host_config_modifier(on_loopback);
+    match request.start().await {
+        Ok(container) => {
+            let host_port = container.get_host_port_ipv4(port).await?;
+            Ok((container, host_port))
+        }
+        Err(failure) => {
+            remove(&name).await;
+            Err(failure.into())
+        }
+    }
+}
+
+/// Removes a container, if it is there, with its volumes.
+async fn remove(name: &str) {
+    let Ok(engine) = docker_client_instance().await else { return };
+    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+    match engine.remove_container(name, Some(options)).await {
+        Ok(()) | Err(EngineError::DockerResponseServerError { status_code: 404, .. }) => {}
+        Err(failure) => eprintln!("the container {name} was not removed: {failure}"),
+    }
 }
 
 fn say(line: &str) -> std::io::Result<()> {
