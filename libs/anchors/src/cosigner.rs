@@ -9,7 +9,7 @@ use audit_log::{LogHead, LogReader, ReadError};
 use futures::future::join_all;
 use merkle_log::{AddCheckpoint, Plan, Verifier, good_lines};
 use parking_lot::Mutex;
-use sealing::VerifierKey;
+use sealing::VerifierKeys;
 use session_model::TreeSize;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -65,7 +65,7 @@ pub struct Cosigner {
 #[derive(Debug)]
 struct Shared {
     config: CosignerConfig,
-    keys: Vec<VerifierKey>,
+    keys: VerifierKeys,
     newest: Mutex<Option<Cosigned>>,
     statuses: Mutex<Vec<WitnessStatus>>,
 }
@@ -92,8 +92,9 @@ impl Cosigner {
     pub async fn start(
         config: CosignerConfig,
         log: Arc<dyn LogReader>,
-        keys: Vec<VerifierKey>,
+        keys: impl Into<VerifierKeys>,
     ) -> Result<Self, ContradictionError> {
+        let keys = keys.into();
         let status = |witness: &WitnessClient| WitnessStatus {
             name: witness.name().to_owned(),
             size: None,
@@ -171,7 +172,7 @@ impl Shared {
     /// Takes up the newest checkpoint with its quorum from before, if it still has it: the witnesses may have changed.
     fn load(&self) {
         let Ok(text) = std::fs::read_to_string(&self.config.file) else { return };
-        let Ok(head) = open_signed(&text, &self.keys) else { return };
+        let Ok(head) = open_signed(&text, &self.keys.current()) else { return };
         if self.lines(&text).len() >= self.config.quorum {
             *self.newest.lock() = Some(Cosigned { size: head.size, text });
         }

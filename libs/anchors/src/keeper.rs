@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use audit_log::{LogHead, LogReader};
 use parking_lot::Mutex;
-use sealing::VerifierKey;
+use sealing::{VerifierKey, VerifierKeys};
 use session_model::TreeSize;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -55,7 +55,7 @@ impl std::fmt::Debug for Keeper {
 struct Task {
     anchor: Arc<dyn Anchor>,
     log: Arc<dyn LogReader>,
-    keys: Vec<VerifierKey>,
+    keys: VerifierKeys,
     status: Arc<Mutex<AnchorStatus>>,
     kept: Kept,
 }
@@ -129,7 +129,13 @@ async fn keep(
 
 impl Keeper {
     /// Starts to keep a place, looking at the log every `pause`.
-    pub fn start(anchor: Arc<dyn Anchor>, log: Arc<dyn LogReader>, keys: Vec<VerifierKey>, pause: Duration) -> Self {
+    pub fn start(
+        anchor: Arc<dyn Anchor>,
+        log: Arc<dyn LogReader>,
+        keys: impl Into<VerifierKeys>,
+        pause: Duration,
+    ) -> Self {
+        let keys = keys.into();
         let status = Arc::new(Mutex::new(AnchorStatus {
             kind: anchor.kind(),
             place: anchor.place().to_owned(),
@@ -199,7 +205,7 @@ impl Task {
         if self.anchor.kind() == "file" {
             self.kept = Kept::Unknown;
         }
-        let outcome = keep(&self.anchor, &*self.log, &self.keys, &mut self.kept).await;
+        let outcome = keep(&self.anchor, &*self.log, &self.keys.current(), &mut self.kept).await;
         let mut status = self.status.lock();
         match outcome {
             Ok(Some(size)) => {

@@ -230,7 +230,7 @@ impl Asked {
             stamps: Vec::new(),
             made_at: (api.now)(),
             made_by: caller.actor.id.clone(),
-            vkeys: api.audit.keys.iter().map(|key| key.vkey.clone()).collect(),
+            vkeys: api.audit.keys.borrow().iter().map(|key| key.vkey.clone()).collect(),
         }
     }
 }

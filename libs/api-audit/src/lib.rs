@@ -29,6 +29,7 @@ use audit_log::LogReader;
 use audit_search::Archive;
 use session_model::{Detail, RealmName, Session, Timestamp};
 use session_service::{Caller, Idempotency};
+use tokio::sync::watch;
 
 /// Records that somebody read the log.
 #[async_trait]
@@ -93,7 +94,7 @@ pub struct AuditApi {
     /// Lets auditors in.
     pub gate: Gate,
     /// The log's verifier keys, those that sign first.
-    pub keys: Arc<Vec<PublishedKey>>,
+    pub keys: watch::Receiver<Vec<PublishedKey>>,
     /// What witnesses have cosigned.
     pub cosigned: Arc<dyn CosignedCheckpoints>,
 }

@@ -163,7 +163,7 @@ pub async fn get_keys(api: web::Data<AuditApi>, request: HttpRequest) -> HttpRes
         admit(&api, &request, Detail::new()).await?;
         let accepted = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
         if accepted.starts_with("text/plain") {
-            let lines: String = api.keys.iter().map(|key| format!("{}\n", key.vkey)).collect();
+            let lines: String = api.keys.borrow().iter().map(|key| format!("{}\n", key.vkey)).collect();
             return Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(lines));
         }
         let document = |key: &PublishedKey| KeyDocument {
@@ -172,7 +172,7 @@ pub async fn get_keys(api: web::Data<AuditApi>, request: HttpRequest) -> HttpRes
             signs_from: key.from.map(|time| time.to_string()),
             signed_until: key.until.map(|time| time.to_string()),
         };
-        let keys = api.keys.iter().map(document).collect();
+        let keys = api.keys.borrow().iter().map(document).collect();
         json(&KeysDocument { keys })
     };
     answer(&request, outcome.await)

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use merkle_log::{Checkpoint, CheckpointError, Frontier, Node, Signer, leaf_hash, sign_checkpoint};
+use parking_lot::RwLock;
 use session_model::{EncodeError, LeafIndex, Timestamp, TreeSize};
 
 use crate::{LogHead, Proposed};
@@ -49,7 +50,7 @@ pub enum BatchError {
 pub struct LogIdentity {
     /// The origin line of its checkpoints.
     pub origin: String,
-    /// The keys that sign its checkpoints: more than one during a rotation.
+    /// The keys that sign its checkpoints from the first on: more than one during a rotation.
     pub signers: Vec<Arc<dyn Signer + Send + Sync>>,
 }
 
@@ -59,16 +60,32 @@ impl fmt::Debug for LogIdentity {
     }
 }
 
-/// Makes batches for one log.
-#[derive(Debug, Clone)]
+/// Makes batches for one log. Clones share the keys that sign.
+#[derive(Clone)]
 pub struct Sequencer {
-    identity: LogIdentity,
+    origin: String,
+    /// Locked while they are copied: a batch is signed by those that signed when it was begun.
+    signers: Arc<RwLock<Signers>>,
+}
+
+type Signers = Vec<Arc<dyn Signer + Send + Sync>>;
+
+impl fmt::Debug for Sequencer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sequencer({})", self.origin)
+    }
 }
 
 impl Sequencer {
     /// A sequencer that signs with this identity.
-    pub const fn new(identity: LogIdentity) -> Self {
-        Self { identity }
+    pub fn new(identity: LogIdentity) -> Self {
+        let LogIdentity { origin, signers } = identity;
+        Self { origin, signers: Arc::new(RwLock::new(signers)) }
+    }
+
+    /// Signs with these keys from the next batch on: those of a rotation.
+    pub fn sign_with(&self, signers: Vec<Arc<dyn Signer + Send + Sync>>) {
+        *self.signers.write() = signers;
     }
 
     /// Puts entries behind `head`: in the order of their times, none earlier than the head's (a wall clock set back must not
@@ -98,9 +115,9 @@ impl Sequencer {
             time = entry.leaf.time;
             frontier.push(entry.hash, |node| nodes.push(node));
         }
-        let checkpoint =
-            Checkpoint { origin: self.identity.origin.clone(), size: frontier.size(), root: frontier.root() };
-        let signers: Vec<&dyn Signer> = self.identity.signers.iter().map(|signer| &**signer as &dyn Signer).collect();
+        let checkpoint = Checkpoint { origin: self.origin.clone(), size: frontier.size(), root: frontier.root() };
+        let signers = self.signers.read().clone();
+        let signers: Vec<&dyn Signer> = signers.iter().map(|signer| &**signer as &dyn Signer).collect();
         let checkpoint = sign_checkpoint(&checkpoint, &signers)?;
         let expected = head.size();
         let head = LogHead { frontier, time, checkpoint: Some(checkpoint.clone()) };

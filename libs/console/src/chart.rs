@@ -53,7 +53,7 @@ pub(crate) async fn show(console: web::Data<Console>, request: HttpRequest) -> H
                 @if let Some(checkpoint) = &head.checkpoint { pre { (checkpoint) } }
                 p.dim { "Keep it where nobody of this service can write: whoever has it can prove later that the log was rewritten." }
                 h2 { "Verifier keys" }
-                @for key in &*console.audit.keys {
+                @for key in console.audit.keys.borrow().iter() {
                     p {
                         code.vkey { (key.vkey) }
                         @if let Some(from) = key.from { span.dim { "from " (show::time(&from.to_string())) " UTC " } }

@@ -194,7 +194,8 @@ pub(crate) async fn one(console: web::Data<Console>, request: HttpRequest) -> Ht
         let purpose = revealing(reveal.clone(), given(purpose).filter(|_| reveal.is_some()))?;
         let entry = find_entry(&console.audit, &request, &caller, index, purpose.as_deref()).await?;
         let evidence = evidence(&console, entry.index).await?;
-        let keys: Vec<&str> = console.audit.keys.iter().map(|key| key.vkey.as_str()).collect();
+        let published = console.audit.keys.borrow().clone();
+        let keys: Vec<&str> = published.iter().map(|key| key.vkey.as_str()).collect();
         let main = whole(&entry, &evidence, &keys, purpose.as_deref());
         Ok(page::shown(&console, visit, &format!("Entry {}", entry.index), Section::Entries, &main))
     })

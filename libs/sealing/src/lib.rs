@@ -3,7 +3,7 @@
 //!
 //! * [`DataKey`] seals one subject's personal data and commits to it; destroying the key erases the data (DESIGN, section 5).
 //! * [`Keyring`] holds the key-encryption key and what is derived from it.
-//! * [`LogKey`] signs checkpoints; [`VerifierKey`] verifies them. [`CosignerKey`] and [`CosignerVerifier`] are a witness's.
+//! * [`LogKey`] signs checkpoints; [`VerifierKey`] verifies them, and [`VerifierKeys`] are all that a log ever had. [`CosignerKey`] and [`CosignerVerifier`] are a witness's.
 //! * [`ClusterKey`] and [`FrameKey`] seal what nodes send each other.
 //! * [`SignerCertificate`] verifies what somebody else signed with the key of a certificate, [`JwsKey`] the tokens that somebody issues.
 //! * [`Ids`] makes identifiers and secrets.
@@ -26,7 +26,7 @@ pub use data_key::{DataKey, Sealed};
 pub use ids::{Ids, token_digest};
 pub use jws::{JwsAlgorithm, JwsCurve, JwsKey};
 pub use keyring::{Keyring, WrappingKeyId};
-pub use log_key::{LogKey, VerifierKey};
+pub use log_key::{LogKey, VerifierKey, VerifierKeys};
 
 use std::sync::LazyLock;
 

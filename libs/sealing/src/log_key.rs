@@ -2,6 +2,7 @@
 //! notes knows, and beside it ECDSA on P-256 for where only that is approved.
 
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,6 +11,7 @@ use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{HasPublic, Id, PKey, Private, Public};
 use openssl::sign::{Signer as OpenSslSigner, Verifier as OpenSslVerifier};
+use parking_lot::RwLock;
 
 use crate::{SealError, sha256};
 
@@ -101,6 +103,28 @@ impl signed_note::Signer for LogKey {
 /// What the text is hashed with before it is signed: Ed25519 does that itself.
 fn digest<T: HasPublic>(key: &PKey<T>) -> Option<MessageDigest> {
     (key.id() == Id::EC).then(MessageDigest::sha256)
+}
+
+/// The verifier keys of a log, past ones included. Clones share them, so that all of a process takes up a new one at once.
+#[derive(Debug, Clone)]
+pub struct VerifierKeys(Arc<RwLock<Vec<VerifierKey>>>);
+
+impl VerifierKeys {
+    /// As they are now.
+    pub fn current(&self) -> Vec<VerifierKey> {
+        self.0.read().clone()
+    }
+
+    /// Puts others in their place, for every clone.
+    pub fn replace(&self, keys: Vec<VerifierKey>) {
+        *self.0.write() = keys;
+    }
+}
+
+impl From<Vec<VerifierKey>> for VerifierKeys {
+    fn from(keys: Vec<VerifierKey>) -> Self {
+        Self(Arc::new(RwLock::new(keys)))
+    }
 }
 
 /// Verifies the signatures of one key. Displays as a C2SP vkey line.

@@ -13,7 +13,7 @@ use audit_log::{
     Refusal, Seat, Sequencer, SessionChange, SessionFilter,
 };
 use futures::stream::{self, StreamExt};
-use merkle_log::{Plan, Receipt};
+use merkle_log::{Plan, Receipt, Signer};
 use parking_lot::Mutex;
 use sealing::{Ids, Keyring, token_digest};
 use session_model::{
@@ -243,6 +243,7 @@ pub struct SessionService {
     pub(crate) config: ServiceConfig,
     pub(crate) progress: Arc<Progress>,
     pub(crate) contact: Contact,
+    pub(crate) sequencer: Sequencer,
     pub(crate) commit: GroupCommit<Pipeline>,
     pub(crate) turnstile: Arc<Turnstile>,
     pub(crate) in_flight: UnderWay,
@@ -306,12 +307,9 @@ impl SessionService {
         let recent: Arc<Recent> = Arc::default();
         let (view, told, held) = (Arc::clone(&parts.view), Arc::clone(&outbox), Arc::clone(&recent));
         let pipeline = Pipeline::new(view, Arc::clone(&progress), told, held, move |time| clock.observe(time));
-        let commit = GroupCommit::start(
-            Arc::clone(&parts.log),
-            Sequencer::new(parts.identity),
-            Arc::new(pipeline),
-            config.group_commit,
-        );
+        let sequencer = Sequencer::new(parts.identity);
+        let commit =
+            GroupCommit::start(Arc::clone(&parts.log), sequencer.clone(), Arc::new(pipeline), config.group_commit);
         let keys = Arc::new(DataKeys::new(Arc::clone(&parts.log), parts.keyring));
         Arc::new(Self {
             replay: Replay::new(Arc::clone(&parts.log), Arc::clone(&keys)),
@@ -322,6 +320,7 @@ impl SessionService {
             config,
             progress,
             contact: Contact::new(),
+            sequencer,
             commit,
             turnstile: Arc::default(),
             in_flight: Mutex::default(),
@@ -374,6 +373,11 @@ impl SessionService {
     /// How much of the log the view reflects, and how long the log is, as far as known.
     pub fn progress(&self) -> (session_model::TreeSize, session_model::TreeSize) {
         (self.progress.reflected(), self.progress.size())
+    }
+
+    /// Signs checkpoints with these keys from the next commit on.
+    pub fn sign_with(&self, signers: Vec<Arc<dyn Signer + Send + Sync>>) {
+        self.sequencer.sign_with(signers);
     }
 
     /// Takes no more changes and returns when those under way are recorded and applied, and the use marks written.

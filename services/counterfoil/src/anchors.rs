@@ -14,7 +14,7 @@ use audit_log::{LogHead, LogReader};
 use evidence::StampFile;
 use futures::future::join_all;
 use parking_lot::Mutex;
-use sealing::VerifierKey;
+use sealing::{VerifierKey, VerifierKeys};
 use serde::Serialize;
 use session_service::Clock;
 use telemetry::Metrics;
@@ -225,7 +225,7 @@ impl Running {
         places: Places,
         config: &Config,
         log: &Arc<dyn LogReader>,
-        keys: &[VerifierKey],
+        keys: &VerifierKeys,
     ) -> Result<Self, Failure> {
         let section = &config.anchors;
         let witnesses = witnesses(config)?;
@@ -238,11 +238,11 @@ impl Running {
                 pause: Duration::from_secs(section.witness_interval_s.max(1)),
                 file: config.data_dir.join("cosigned"),
             };
-            Some(Cosigner::start(settings, Arc::clone(log), keys.to_vec()).await?)
+            Some(Cosigner::start(settings, Arc::clone(log), keys.clone()).await?)
         };
         let keepers = places.0.into_iter();
         let keepers =
-            keepers.map(|(anchor, pause)| Keeper::start(anchor, Arc::clone(log), keys.to_vec(), pause)).collect();
+            keepers.map(|(anchor, pause)| Keeper::start(anchor, Arc::clone(log), keys.clone(), pause)).collect();
         Ok(Self { keepers, cosigner })
     }
 

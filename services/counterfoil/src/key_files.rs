@@ -4,7 +4,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use api_audit::PublishedKey;
+use merkle_log::Signer;
 use sealing::{Ids, Keyring, LogKey, SealError, VerifierKey, sha256};
 use serde::{Deserialize, Serialize};
 use session_model::{Timestamp, TreeSize};
@@ -130,25 +133,13 @@ impl KeyFiles {
         if origin.is_empty() || origin.chars().any(|c| c.is_whitespace() || c == '+') {
             return Err(malformed(ORIGIN));
         }
-        let pem = read_or_make(&dir.join(LOG_KEY), 0o600, || LogKey::generate(&origin)?.to_pem())?;
-        let mut log_keys = vec![LogKey::from_pem(&origin, &pem)?];
+        let _made = Zeroizing::new(read_or_make(&dir.join(LOG_KEY), 0o600, || LogKey::generate(&origin)?.to_pem())?);
+        let LogKeyFiles { log_keys, p256, known } = LogKeyFiles::read(dir, &origin)?;
         let vkey = dir.join(VKEY);
         if !vkey.exists() {
-            write_new(&vkey, 0o644, vkey_line(&log_keys).as_bytes()).map_err(at(&vkey))?;
+            let current = log_keys.get(..1).unwrap_or_default();
+            write_new(&vkey, 0o644, vkey_line(current).as_bytes()).map_err(at(&vkey))?;
         }
-        let next = dir.join(NEXT);
-        if next.exists() {
-            let pem = read_or_make(&next, 0o600, || Err(SealError::Malformed("the next log key")))?;
-            log_keys.push(LogKey::from_pem(&origin, &pem)?);
-        }
-        let p256 = dir.join(P256);
-        let p256 = if p256.exists() {
-            let pem = read_or_make(&p256, 0o600, || Err(SealError::Malformed("the ECDSA log key")))?;
-            Some(LogKey::from_pem(&origin, &pem)?)
-        } else {
-            None
-        };
-        let known = known(&dir.join(KNOWN), log_keys.iter().chain(&p256))?;
         Ok(Self { keyring, log_keys, p256, known, origin })
     }
 
@@ -170,7 +161,12 @@ impl KeyFiles {
     /// # Errors
     /// [`KeyFileError::Seal`] if the list of past keys is spoilt.
     pub(crate) fn verifiers(&self) -> Result<Vec<VerifierKey>, KeyFileError> {
-        self.known.iter().map(|known| Ok(VerifierKey::parse(&known.vkey)?)).collect()
+        verifiers(&self.known)
+    }
+
+    /// The verifier keys as auditors are told of them.
+    pub(crate) fn published(&self) -> Vec<PublishedKey> {
+        published(&self.known)
     }
 
     /// Puts a keyring in the place of the one that is kept.
@@ -232,6 +228,62 @@ impl KeyFiles {
             .and_then(|()| File::open(dir)?.sync_all())
             .map_err(|source| KeyFileError::Io { path: pem, source })
     }
+}
+
+/// What signs checkpoints, and what verifies them, of the key files.
+#[derive(Debug)]
+pub(crate) struct LogKeyFiles {
+    /// See [`KeyFiles::log_keys`].
+    pub log_keys: Vec<LogKey>,
+    /// See [`KeyFiles::p256`].
+    pub p256: Option<LogKey>,
+    /// See [`KeyFiles::known`].
+    pub known: Vec<KnownKey>,
+}
+
+impl LogKeyFiles {
+    /// Reads them as they are now, and makes none.
+    ///
+    /// # Errors
+    /// [`KeyFileError`]; also if there is no current key.
+    pub(crate) fn read(dir: &Path, origin: &str) -> Result<Self, KeyFileError> {
+        let key = |file: &str| {
+            let pem = Zeroizing::new(read_secret(&dir.join(file))?);
+            Ok::<_, KeyFileError>(LogKey::from_pem(origin, &pem)?)
+        };
+        let if_there = |file: &str| dir.join(file).exists().then(|| key(file)).transpose();
+        let log_keys: Vec<LogKey> = std::iter::once(key(LOG_KEY)?).chain(if_there(NEXT)?).collect();
+        let p256 = if_there(P256)?;
+        let known = known(&dir.join(KNOWN), log_keys.iter().chain(&p256))?;
+        Ok(Self { log_keys, p256, known })
+    }
+
+    /// See [`KeyFiles::verifiers`].
+    ///
+    /// # Errors
+    /// [`KeyFileError::Seal`] if the list of past keys is spoilt.
+    pub(crate) fn verifiers(&self) -> Result<Vec<VerifierKey>, KeyFileError> {
+        verifiers(&self.known)
+    }
+
+    /// See [`KeyFiles::published`].
+    pub(crate) fn published(&self) -> Vec<PublishedKey> {
+        published(&self.known)
+    }
+}
+
+fn verifiers(known: &[KnownKey]) -> Result<Vec<VerifierKey>, KeyFileError> {
+    known.iter().map(|known| Ok(VerifierKey::parse(&known.vkey)?)).collect()
+}
+
+fn published(known: &[KnownKey]) -> Vec<PublishedKey> {
+    let publish = |key: &KnownKey| PublishedKey { vkey: key.vkey.clone(), from: key.from, until: key.until };
+    known.iter().map(publish).collect()
+}
+
+/// What signs checkpoints, in the form that the service takes it.
+pub(crate) fn signers(log_keys: Vec<LogKey>, p256: Option<LogKey>) -> Vec<Arc<dyn Signer + Send + Sync>> {
+    log_keys.into_iter().chain(p256).map(|key| Arc::new(key) as _).collect()
 }
 
 fn vkey_line(keys: &[LogKey]) -> String {

@@ -24,13 +24,13 @@ use crate::serve::{Core, open_core};
 pub(crate) enum LogKeyCommand {
     /// Lists the log's verifier keys and the time each signed in
     List,
-    /// Makes a key that signs beside the current one, once each node has been started again
+    /// Makes a key that signs beside the current one. Then copy the key files to each node, which takes them up within seconds
     Add {
         /// An ECDSA key on P-256, to sign beside Ed25519 for good
         #[arg(long)]
         p256: bool,
     },
-    /// Destroys the current key; the one that was added takes its place, once each node has been started again
+    /// Destroys the current key; the one that was added takes its place. Then copy the key files to each node, which takes them up within seconds
     Retire {
         /// Destroys the ECDSA key instead; nothing takes its place
         #[arg(long)]
@@ -91,7 +91,7 @@ pub(crate) async fn run_log_key_command(
             let head = core.log.head().await?.checkpoint;
             if head.is_none_or(|head| open_signed(&head, &[next]).is_err()) {
                 return Err(
-                    "the newest checkpoint is not signed by the key that was added: start each node again first".into(),
+                    "the newest checkpoint is not signed by the key that was added: copy the key files to each node first".into(),
                 );
             }
             let now = record(core, config, Action::KeyRevoked, &current).await?;

@@ -14,6 +14,7 @@ mod key_commands;
 mod key_encryption;
 mod key_files;
 mod key_reload;
+mod log_key_reload;
 mod log_keys;
 mod management;
 mod output;

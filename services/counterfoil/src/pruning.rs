@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use api_audit::PublishedKey;
 use audit_log::{Claimed, DeliveryCursors, LogStore};
 use clap::Args;
 use evidence::{Order, Selection, ZipSink, write_bundle};
@@ -17,6 +18,7 @@ use serde::Serialize;
 use session_model::{Action, LeafIndex, Outcome, RealmName, Timestamp};
 use session_service::{Caller, Record, SessionService};
 use telemetry::Metrics;
+use tokio::sync::watch;
 use tokio::time::interval;
 use tracing::{error, info};
 
@@ -64,7 +66,7 @@ pub(crate) struct Pruner {
     log: Arc<dyn LogStore>,
     service: Arc<SessionService>,
     vault: Vault,
-    vkeys: Vec<String>,
+    keys: watch::Receiver<Vec<PublishedKey>>,
     config: Config,
     /// The realms that do not keep everything for ever, and for how many days they do.
     realms: Vec<(RealmName, u32)>,
@@ -80,11 +82,11 @@ impl Pruner {
         log: &Arc<dyn LogStore>,
         service: &Arc<SessionService>,
         vault: Vault,
-        vkeys: Vec<String>,
+        keys: watch::Receiver<Vec<PublishedKey>>,
     ) -> Result<Self, ConfigError> {
         let bounded = config.policies()?.into_iter();
         let realms = bounded.filter_map(|(realm, _, policy)| Some((realm, policy.retention_days?))).collect();
-        Ok(Self { log: Arc::clone(log), service: Arc::clone(service), vault, vkeys, config: config.clone(), realms })
+        Ok(Self { log: Arc::clone(log), service: Arc::clone(service), vault, keys, config: config.clone(), realms })
     }
 
     /// Archives, records and drops everything that is past its time at `now`. Cut short, it is begun anew by the next run: what was archived and not
@@ -147,7 +149,7 @@ impl Pruner {
             stamps: crate::anchors::stamps(&self.config),
             made_at: now,
             made_by: "retention".into(),
-            vkeys: self.vkeys.clone(),
+            vkeys: self.keys.borrow().iter().map(|key| key.vkey.clone()).collect(),
         };
         let mut sink = ZipSink::new(file.try_clone()?);
         write_bundle(&*self.log, &self.vault, order, &mut sink).await?;
@@ -240,11 +242,11 @@ pub(crate) async fn run_prune(config: &Config, args: PruneArgs, output: Output) 
 }
 
 fn at_hand(core: Core, config: &Config) -> Result<(Pruner, AtHand), Failure> {
-    let vkeys = core.keys.known.iter().map(|known| known.vkey.clone()).collect();
+    let (_, keys) = watch::channel(core.keys.published());
     let (log, keyring) = (Arc::clone(&core.log), core.keys.keyring.clone());
     let vault = Vault { log: Arc::clone(&log), keyring };
     let at_hand = AtHand::start(core, config)?;
-    Ok((Pruner::new(config, &log, at_hand.service(), vault, vkeys)?, at_hand))
+    Ok((Pruner::new(config, &log, at_hand.service(), vault, keys)?, at_hand))
 }
 
 /// How pruning in the background is doing.

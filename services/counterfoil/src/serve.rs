@@ -19,14 +19,14 @@ use api_soap::SoapApi;
 use audit_log::{DeliveryCursors, GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use audit_search::Archive;
 use console::Console;
-use merkle_log::Signer;
 use nonce_store::NonceStore;
+use sealing::VerifierKeys;
 use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
 use session_service::{Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, SessionService, Sessions};
 use session_view::SessionView;
 use telemetry::Metrics;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
@@ -37,8 +37,9 @@ use crate::cluster;
 use crate::config::{Config, LogFormat, WhenWrong};
 use crate::evidence_commands::Vault;
 use crate::key_commands::credential;
-use crate::key_files::{KeyFiles, KnownKey};
+use crate::key_files::{KeyFiles, signers};
 use crate::key_reload;
+use crate::log_key_reload::{self, LogKeyTaker, LogKeysInUse};
 use crate::management::{self, Clustered, Health};
 use crate::pruning::{self, PruneStatus, Pruner, prune_now_and_then};
 use crate::sinks::Sinks;
@@ -131,13 +132,7 @@ pub(crate) fn service_of(
 ) -> Arc<SessionService> {
     let clock = Arc::new(LogClock::new(Arc::new(MachineClock::new())));
     let bound = Duration::from_millis(config.view.max_staleness_ms);
-    let signers = core
-        .keys
-        .log_keys
-        .into_iter()
-        .chain(core.keys.p256)
-        .map(|key| Arc::new(key) as Arc<dyn Signer + Send + Sync>)
-        .collect();
+    let signers = signers(core.keys.log_keys, core.keys.p256);
     SessionService::start(
         Parts {
             log: core.log,
@@ -183,8 +178,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let places = std::mem::take(&mut core.places);
     let cursors = Arc::clone(&core.cursors);
     let origin: Arc<str> = core.keys.origin.as_str().into();
-    let verifiers = core.keys.verifiers()?;
-    let known = published(&core.keys);
+    let verifiers = VerifierKeys::from(core.keys.verifiers()?);
+    let log_keys = LogKeysInUse::of(&core.keys);
+    let (publish, published) = watch::channel(core.keys.published());
     let vault = Vault { log: Arc::clone(&core.log), keyring: core.keys.keyring.clone() };
     let reader: Arc<dyn LogReader> = Arc::clone(&log) as _;
     let file = places.file();
@@ -233,6 +229,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let refresher = tokio::spawn(refresh(Arc::clone(&holders), Arc::clone(&log)));
     key_reload::show(&keyring, &metrics);
     let following = tokio::spawn(key_reload::follow_key_file(config.keys_dir(), keyring.clone(), Arc::clone(&log)));
+    log_key_reload::show(published.clone(), &metrics);
+    let taker = LogKeyTaker { verifiers: verifiers.clone(), publish, service: Arc::clone(&service) };
+    let signing = tokio::spawn(log_key_reload::follow(config.keys_dir(), log_keys, taker));
 
     let lease = Arc::clone(&cursors);
     let sinks = Sinks::start(&config, &log, cursors).await?;
@@ -258,9 +257,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let prune_status = Arc::new(PruneStatus::default());
     let pruning = if config.retention.enabled {
         prune_status.show(&metrics);
-        let vkeys = known.iter().map(|known| known.vkey.clone()).collect();
-        let pruner =
-            Pruner::new(&config, &log, &service, Vault { log: Arc::clone(&log), keyring: keyring.clone() }, vkeys)?;
+        let vault = Vault { log: Arc::clone(&log), keyring: keyring.clone() };
+        let pruner = Pruner::new(&config, &log, &service, vault, published.clone())?;
         Some(tokio::spawn(prune_now_and_then(pruner, lease, prune_status)))
     } else {
         None
@@ -283,7 +281,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     };
     health.show();
     let auditing = Auditing { archive, ledger: Arc::clone(&ledger), anchored };
-    let mut api = Interfaces::new(&config, sessions, &service, &log, &holders, &metrics, auditing, origin, known)?;
+    let mut api = Interfaces::new(&config, sessions, &service, &log, &holders, &metrics, auditing, origin, published)?;
     let evidence = EvidenceApi {
         audit: api.audit.clone(),
         keys: Arc::new(vault),
@@ -343,6 +341,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     sinks.close(Duration::from_secs(config.server.drain_s)).await;
     refresher.abort();
     following.abort();
+    signing.abort();
     projecting.abort();
     if let Some(checker) = checker {
         checker.abort();
@@ -440,11 +439,6 @@ async fn refresh(holders: Arc<Keyholders>, log: Arc<dyn LogStore>) {
     }
 }
 
-fn published(keys: &KeyFiles) -> Vec<PublishedKey> {
-    let publish = |key: &KnownKey| PublishedKey { vkey: key.vkey.clone(), from: key.from, until: key.until };
-    keys.known.iter().map(publish).collect()
-}
-
 /// Says, on standard output, where to reach the service, and the keys that were made: the only time they are seen.
 fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -485,7 +479,7 @@ impl Interfaces {
         metrics: &Arc<Metrics>,
         auditing: Auditing,
         origin: Arc<str>,
-        keys: Vec<PublishedKey>,
+        keys: watch::Receiver<Vec<PublishedKey>>,
     ) -> Result<Self, Failure> {
         let counter = Arc::clone(metrics);
         let Auditing { archive, ledger, anchored } = auditing;
@@ -515,7 +509,7 @@ impl Interfaces {
             archive,
             recorder: Arc::new(Recorder(Arc::clone(service))),
             gate,
-            keys: Arc::new(keys),
+            keys,
             cosigned: Arc::new(anchored),
         };
         let openapi = web::Bytes::from(api_rest::openapi_json()?);

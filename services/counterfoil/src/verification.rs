@@ -11,7 +11,7 @@ use api_audit::{CheckDocument, LastCheck};
 use audit_log::{LogReader, ReadError, StoredBatch};
 use merkle_log::{Checkpoint, Frontier, Node, leaf_hash};
 use parking_lot::Mutex;
-use sealing::VerifierKey;
+use sealing::VerifierKeys;
 use session_model::{Digest, Leaf, LeafIndex, Timestamp, TreeSize};
 use telemetry::Metrics;
 use tokio::time::{Instant, sleep};
@@ -59,7 +59,7 @@ pub(crate) struct Checked {
     /// Where the outside checkpoint is.
     pub anchor: Option<Arc<dyn Anchor>>,
     /// What verifies the log's checkpoints, past keys included.
-    pub keys: Vec<VerifierKey>,
+    pub keys: VerifierKeys,
     /// The time of the service.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// How long checking the whole log may take.
@@ -159,7 +159,7 @@ impl Verification {
             Ok(Err(failure)) => return Err(Stop::Unfinished(crate::causes(&failure))),
             Err(failure) => return Err(Stop::Unfinished(failure.to_string())),
         };
-        let outside = outside.as_deref().map(|text| open_signed(text, &checked.keys)).transpose();
+        let outside = outside.as_deref().map(|text| open_signed(text, &checked.keys.current())).transpose();
         let outside =
             outside.map_err(|_| Stop::Unfinished("the outside checkpoint was not signed by this log's key".into()))?;
         check.outside = outside.as_ref().map(|outside| outside.size);
@@ -195,8 +195,8 @@ impl Verification {
             sleep(if first { pause.min(worked * 3) } else { pause }).await;
         }
         if let Some(checkpoint) = &head.checkpoint {
-            let signed =
-                open_signed(checkpoint, &checked.keys).map_err(|failure| Stop::Wrong(size.0, failure.to_string()))?;
+            let signed = open_signed(checkpoint, &checked.keys.current());
+            let signed = signed.map_err(|failure| Stop::Wrong(size.0, failure.to_string()))?;
             if (signed.size, signed.root) != (size, pass.edge.root()) || head.frontier != pass.edge {
                 return Err(Stop::Wrong(0, "the newest checkpoint is not of the tree over the entries".into()));
             }
@@ -216,7 +216,7 @@ fn differs(outside: &Checkpoint) -> Stop {
 
 /// How far one check has come.
 struct Pass<'a> {
-    keys: &'a [VerifierKey],
+    keys: &'a VerifierKeys,
     edge: Frontier,
     time: Timestamp,
     /// The outside checkpoint, until it was compared.
@@ -254,7 +254,7 @@ impl Pass<'_> {
             }
         }
         let here = (self.edge.size(), self.edge.root());
-        match open_signed(&batch.checkpoint, self.keys) {
+        match open_signed(&batch.checkpoint, &self.keys.current()) {
             Ok(signed) if (signed.size, signed.root) == here => {}
             Ok(_) => {
                 return Err(Stop::Wrong(

@@ -1,8 +1,10 @@
 //! The key that signs checkpoints is changed, and nobody who verifies is ever without one.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::program::{AUDITOR, Home};
+use crate::program::{AUDITOR, Home, files};
 
 #[test]
 fn the_log_key_is_rotated_with_an_overlap_of_two_signatures() {
@@ -99,4 +101,93 @@ fn the_log_key_is_rotated_with_an_overlap_of_two_signatures() {
         assert!(began.elapsed().as_secs() < 20);
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
+}
+
+#[test]
+fn a_running_node_takes_up_the_keys_of_a_rotation_and_no_older_ones() {
+    let home = Home::new().with("VERIFY__WITHIN_S", "1").with("VERIFY__WHEN_WRONG", "unready");
+    let program = home.start();
+    program.until_ready();
+    let dir = home.data().join("keys");
+    let id = |vkey: &str| vkey.split('+').nth(1).unwrap().to_owned();
+    let signers = || -> Vec<String> {
+        assert_eq!(program.app("POST", "/v1/sessions", Some(json!({}))).status, 201);
+        let checkpoint = program.json(AUDITOR, "GET", "/v1/audit/checkpoint", None).text;
+        let lines =
+            checkpoint.lines().filter_map(|line| line.rsplit_once(' ').filter(|_| line.starts_with('\u{2014}')));
+        // A signature begins with the id of its key.
+        lines
+            .map(|(_, signature)| STANDARD.decode(signature).unwrap()[..4].iter().map(|b| format!("{b:02x}")).collect())
+            .collect()
+    };
+    let until = |wanted: &[&str]| {
+        let began = std::time::Instant::now();
+        let mut wanted: Vec<String> = wanted.iter().map(|vkey| id(vkey)).collect();
+        wanted.sort();
+        loop {
+            let mut found = signers();
+            found.sort();
+            if found == wanted {
+                return;
+            }
+            assert!(began.elapsed().as_secs() < 20, "{found:?} is not {wanted:?}");
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+    };
+    let step = |arguments: &[&str]| -> Value {
+        let output = home.command(&[&["log-key"], arguments].concat()).args(["--output", "json"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+
+    let older: Vec<_> = files(&dir);
+    let listed = step(&["add"]);
+    let (old, new) = (listed[0]["vkey"].as_str().unwrap().to_owned(), listed[1]["vkey"].as_str().unwrap().to_owned());
+    until(&[&old, &new]);
+    step(&["retire"]);
+    until(&[&new]);
+    let keys = program.json(AUDITOR, "GET", "/v1/audit/keys", None).json()["keys"].clone();
+    assert_eq!((&keys[0]["vkey"], &keys[1]["current"]), (&json!(new), &json!(false)), "{keys}");
+    let shown = |vkey: &str, worth: &str| {
+        let metrics = program.ask("GET", "/metrics", &[], None).unwrap().text;
+        let of_key = metrics.lines().find(|line| line.starts_with("log_keys{") && line.contains(&id(vkey)));
+        assert!(of_key.is_some_and(|line| line.ends_with(worth)), "{metrics}");
+    };
+    shown(&new, " 1");
+    shown(&old, " 0");
+
+    // Files from before the rotation: what was destroyed signs no more.
+    let newer = files(&dir);
+    for (path, bytes) in &older {
+        std::fs::write(path, bytes).unwrap();
+    }
+    std::fs::remove_file(dir.join("log.keys")).unwrap();
+    let told = || std::fs::read_to_string(home.folder.path().join("stderr")).unwrap();
+    let began = std::time::Instant::now();
+    while !told().contains("key files cannot be used") {
+        assert!(began.elapsed().as_secs() < 20, "nothing is said of older files");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(signers(), [id(&new)]);
+    for (path, bytes) in &newer {
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    // Keepers and the check of the whole log went along: nothing is called tampered with, and the end is in order.
+    let made = program.app("POST", "/v1/sessions", Some(json!({}))).json();
+    let size = made["receipt"]["tree_size"].as_u64().unwrap();
+    let began = std::time::Instant::now();
+    loop {
+        let check = program.json(AUDITOR, "GET", "/v1/audit/verify", None).json();
+        assert_ne!(check["result"], "wrong", "{check}");
+        if check["result"] == "good" && check["size"].as_u64() >= Some(size) && check["outside_size"].is_u64() {
+            break;
+        }
+        assert!(began.elapsed().as_secs() < 30, "{check}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(program.ask("GET", "/readyz", &[], None).unwrap().status, 200);
+    program.stop();
+    assert!(!told().contains("TAMPERED"), "{}", told());
 }
