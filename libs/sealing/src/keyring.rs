@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
-use session_model::{Digest, KeyId, RealmName};
+use session_model::{Digest, KeyId, RealmName, Timestamp};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::{DataKey, SealError, decrypt, encrypt, expand, hmac};
@@ -48,20 +48,51 @@ struct WrappingKey {
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 struct Wrapping(Vec<WrappingKey>);
 
+/// A key that seals answers kept for repeated requests.
+#[derive(Clone, Zeroize)]
+struct AnswersKey {
+    key: [u8; 32],
+    /// When another took its place; `None` for the current one, and for one that has been added and seals nothing yet.
+    #[zeroize(skip)]
+    replaced_at: Option<Timestamp>,
+}
+
+/// Keys of answers, the current one first; never empty.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+struct Answers {
+    keys: Vec<AnswersKey>,
+    /// How often they, the view's key or the console's were changed: tells an older file from a newer one.
+    revision: u32,
+}
+
+/// What may be told of a key that seals answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnswersKeyInfo {
+    /// Derived from the key, and tells nothing of it.
+    pub id: String,
+    /// When another took its place; `None` for the current one, which is the first, and for one that was added.
+    pub replaced_at: Option<Timestamp>,
+}
+
 /// The keys of a log that are shared by every node that appends to it. They live outside the database: whoever has only the database
 /// opens nothing.
 ///
-/// A log begins with one key-encryption key, from which all are derived. The key that wraps data keys may be replaced: there are then
-/// several, of which one is current, apart from the others, which stay for as long as the log. Clones of a keyring share the wrapping keys, so
-/// that all of a process takes up new ones at once ([`Keyring::take_up`]).
+/// A log begins with one key-encryption key, from which all are derived. The key that wraps data keys may be replaced, and so may the one that
+/// seals answers: there are then several, of which one is current. Clones of a keyring share both, so that all of a process takes up new ones at
+/// once ([`Keyring::take_up`]). The keys of the view and of the console have no predecessors: what they sealed is thrown away with them. Those of
+/// look-ups and of the cluster stay for as long as the log.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Keyring {
     /// Locked for the time of one wrapping or unwrapping.
     #[zeroize(skip)]
     wrapping: Arc<RwLock<Wrapping>>,
+    /// Locked for the time of one sealing or opening.
+    #[zeroize(skip)]
+    answers: Arc<RwLock<Answers>>,
     lookup: [u8; 32],
-    answers: [u8; 32],
     view: [u8; 32],
+    /// How often the view's key was replaced.
+    view_generation: u32,
     console: [u8; 32],
     cluster: [u8; 32],
 }
@@ -74,10 +105,30 @@ struct KeyFile {
     /// The current one first.
     wrapping: Vec<KeyFileKey>,
     lookup: Digest,
+    /// The current one.
     answers: Digest,
+    /// One that was added, or replaced. Programs from before there was one refuse the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    answers_others: Vec<AnswersFileKey>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    revision: u32,
     view: Digest,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    view_generation: u32,
     console: Digest,
     cluster: Digest,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AnswersFileKey {
+    key: Digest,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaced_at: Option<Timestamp>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -107,9 +158,10 @@ impl Keyring {
         let first = WrappingKey { key: wrapping.0, id: WrappingKeyId::of(&wrapping.0)?, first: true };
         Ok(Self {
             wrapping: shared(vec![first]),
+            answers: with_revision(0, vec![AnswersKey { key: answers.0, replaced_at: None }]),
             lookup: lookup.0,
-            answers: answers.0,
             view: view.0,
+            view_generation: 0,
             console: console.0,
             cluster: cluster.0,
         })
@@ -135,12 +187,15 @@ impl Keyring {
         if file.version != 2 || wrapping.is_empty() {
             return Err(SealError::Malformed("the key file"));
         }
-        let KeyFile { lookup, answers, view, console, cluster, .. } = file;
+        let KeyFile { lookup, answers, answers_others, revision, view, view_generation, console, cluster, .. } = file;
+        let others = answers_others.iter().map(|kept| AnswersKey { key: kept.key.0, replaced_at: kept.replaced_at });
+        let current = AnswersKey { key: answers.0, replaced_at: None };
         Ok(Self {
             wrapping: shared(wrapping),
+            answers: with_revision(revision, std::iter::once(current).chain(others).collect()),
             lookup: lookup.0,
-            answers: answers.0,
             view: view.0,
+            view_generation,
             console: console.0,
             cluster: cluster.0,
         })
@@ -152,12 +207,18 @@ impl Keyring {
     /// [`SealError::Malformed`] if it cannot be written.
     pub fn to_file(&self) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let kept = |key: &WrappingKey| KeyFileKey { id: key.id.to_string(), key: Digest(key.key), first: key.first };
+        let answers = self.answers.read();
+        let (current, others) = answers.keys.split_first().ok_or(SealError::Malformed("the key file"))?;
+        let other = |key: &AnswersKey| AnswersFileKey { key: Digest(key.key), replaced_at: key.replaced_at };
         let file = KeyFile {
             version: 2,
             wrapping: self.wrapping.read().0.iter().map(kept).collect(),
             lookup: Digest(self.lookup),
-            answers: Digest(self.answers),
+            answers: Digest(current.key),
+            answers_others: others.iter().map(other).collect(),
+            revision: answers.revision,
             view: Digest(self.view),
+            view_generation: self.view_generation,
             console: Digest(self.console),
             cluster: Digest(self.cluster),
         };
@@ -170,28 +231,51 @@ impl Keyring {
         self.wrapping.read().0.iter().map(|key| key.id).collect()
     }
 
-    /// Takes up the wrapping keys of a newer key file of the same log, in this keyring and all its clones; answers whether anything changed.
-    /// Keys that the newer file does not have are forgotten.
+    /// The keys that seal answers, the current one first.
     ///
     /// # Errors
-    /// [`SealError::Malformed`] if the file is another log's: the keys that never change are not the same.
+    /// [`SealError::OpenSsl`].
+    pub fn answers_keys(&self) -> Result<Vec<AnswersKeyInfo>, SealError> {
+        let info = |key: &AnswersKey| {
+            let [derived, _] = expand(&key.key, &[b"counterfoil answers key id v1"])?;
+            let id = derived.0.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            Ok(AnswersKeyInfo { id, replaced_at: key.replaced_at })
+        };
+        self.answers.read().keys.iter().map(info).collect()
+    }
+
+    /// Whether both are of the same revision and have the same wrapping keys.
+    pub fn is_as_new_as(&self, other: &Self) -> bool {
+        let revision = |keyring: &Self| keyring.answers.read().revision;
+        revision(self) == revision(other) && self.wrapping_keys() == other.wrapping_keys()
+    }
+
+    /// Takes up the keys of a newer key file of the same log that wrap data keys and seal answers, in this keyring and all its clones; answers
+    /// whether anything changed. Keys that the newer file does not have are forgotten. The view's key and the console's stay what they were when
+    /// the process began.
+    ///
+    /// # Errors
+    /// [`SealError::Malformed`] if the file is another log's (the keys that never change are not the same), or older than what is in use.
     pub fn take_up(&self, newer: &Self) -> Result<bool, SealError> {
         if !self.is_of_one_log_with(newer) {
             return Err(SealError::Malformed("the key file is another log's"));
         }
-        if self.wrapping_keys() == newer.wrapping_keys() {
+        if self.is_as_new_as(newer) {
             return Ok(false);
+        }
+        let answers = newer.answers.read().clone();
+        if answers.revision < self.answers.read().revision {
+            return Err(SealError::Malformed("the key file is older than the keys in use"));
         }
         let keys = newer.wrapping.read().clone();
         *self.wrapping.write() = keys;
+        *self.answers.write() = answers;
         Ok(true)
     }
 
     /// Whether both have the keys that never change.
     pub fn is_of_one_log_with(&self, other: &Self) -> bool {
-        let lasting = |keyring: &Self| {
-            Zeroizing::new([keyring.lookup, keyring.answers, keyring.view, keyring.console, keyring.cluster].concat())
-        };
+        let lasting = |keyring: &Self| Zeroizing::new([keyring.lookup, keyring.cluster].concat());
         openssl::memcmp::eq(&lasting(self), &lasting(other))
     }
 
@@ -199,7 +283,7 @@ impl Keyring {
     fn changed(&self, change: impl FnOnce(&mut Vec<WrappingKey>)) -> Self {
         let mut keys = self.wrapping.read().clone();
         change(&mut keys.0);
-        Self { wrapping: Arc::new(RwLock::new(keys)), ..self.clone() }
+        Self { wrapping: Arc::new(RwLock::new(keys)), answers: Arc::clone(&self.answers), ..self.clone() }
     }
 
     /// The same keys and a new wrapping key, which unwraps, and does not wrap before it is made current.
@@ -207,8 +291,7 @@ impl Keyring {
     /// # Errors
     /// [`SealError::OpenSsl`].
     pub fn with_another(&self) -> Result<(Self, WrappingKeyId), SealError> {
-        let mut key = [0; 32];
-        openssl::rand::rand_bytes(&mut key)?;
+        let key = random()?;
         let id = WrappingKeyId::of(&key)?;
         Ok((self.changed(|keys| keys.push(WrappingKey { key, id, first: false })), id))
     }
@@ -226,6 +309,69 @@ impl Keyring {
     pub fn without(&self, id: WrappingKeyId) -> Option<Self> {
         let at = self.wrapping_keys().iter().position(|known| *known == id).filter(|at| *at > 0)?;
         Some(self.changed(|keys| keys.remove(at).zeroize()))
+    }
+
+    /// The same keyring, of the next revision, with keys of answers of its own, changed.
+    fn answers_changed(&self, change: impl FnOnce(&mut Vec<AnswersKey>)) -> Self {
+        let mut answers = self.answers.read().clone();
+        change(&mut answers.keys);
+        answers.revision = answers.revision.saturating_add(1);
+        Self { answers: Arc::new(RwLock::new(answers)), wrapping: Arc::clone(&self.wrapping), ..self.clone() }
+    }
+
+    /// The same keys and a new one of answers, which opens, and does not seal before it is made current.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn with_another_answers_key(&self) -> Result<Self, SealError> {
+        let key = random()?;
+        Ok(self.answers_changed(|keys| keys.push(AnswersKey { key, replaced_at: None })))
+    }
+
+    /// The same keys, the one of answers that was added current from `now` on; `None` if none was added.
+    pub fn with_answers_turned(&self, now: Timestamp) -> Option<Self> {
+        let added = |key: &AnswersKey| key.replaced_at.is_none();
+        let at = self.answers.read().keys.iter().skip(1).position(added)? + 1;
+        Some(self.answers_changed(|keys| {
+            if let Some(replaced) = keys.first_mut() {
+                replaced.replaced_at = Some(now);
+            }
+            let current = keys.remove(at);
+            keys.insert(0, current);
+        }))
+    }
+
+    /// The same keys without those of answers that were replaced; `None` if there is none.
+    pub fn without_replaced_answers_keys(&self) -> Option<Self> {
+        let replaced = |key: &AnswersKey| key.replaced_at.is_some();
+        if !self.answers.read().keys.iter().any(replaced) {
+            return None;
+        }
+        Some(self.answers_changed(|keys| {
+            keys.iter_mut().filter(|key| replaced(key)).for_each(|key| key.key.zeroize());
+            keys.retain(|key| !replaced(key));
+        }))
+    }
+
+    /// The same keys, but for a new one of the view: what the old one sealed is opened by nobody any more.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn with_new_view_key(&self) -> Result<Self, SealError> {
+        let mut renewed = self.answers_changed(|_| ());
+        renewed.view = random()?;
+        renewed.view_generation = renewed.view_generation.saturating_add(1);
+        Ok(renewed)
+    }
+
+    /// The same keys, but for a new one of the console: what the old one tagged is refused.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn with_new_console_key(&self) -> Result<Self, SealError> {
+        let mut renewed = self.answers_changed(|_| ());
+        renewed.console = random()?;
+        Ok(renewed)
     }
 
     /// Encrypts a data key for storage under the current wrapping key, bound to its id.
@@ -297,15 +443,19 @@ impl Keyring {
     /// # Errors
     /// [`SealError::OpenSsl`].
     pub fn seal_answer(&self, key: &Digest, answer: &[u8]) -> Result<Vec<u8>, SealError> {
-        Ok(encrypt(&self.answers, &key.0, answer)?)
+        let keys = self.answers.read();
+        let current = keys.keys.first().ok_or(SealError::Malformed("the key file"))?;
+        Ok(encrypt(&current.key, &key.0, answer)?)
     }
 
-    /// Opens a kept answer.
+    /// Opens a kept answer, by whichever key of answers it was sealed.
     ///
     /// # Errors
     /// [`SealError::NotAuthentic`].
     pub fn open_answer(&self, key: &Digest, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
-        decrypt(&self.answers, &key.0, sealed)
+        let keys = self.answers.read();
+        let opened = keys.keys.iter().find_map(|by| decrypt(&by.key, &key.0, sealed).ok());
+        opened.ok_or(SealError::NotAuthentic)
     }
 
     /// What a request is told by that must not be guessed at, because it names somebody: a keyed digest of its digest.
@@ -313,7 +463,22 @@ impl Keyring {
     /// # Errors
     /// [`SealError::OpenSsl`].
     pub fn request_digest(&self, request: &Digest) -> Result<Digest, SealError> {
-        Ok(hmac(&self.answers, &[b"request\0", &request.0])?)
+        let keys = self.answers.read();
+        let current = keys.keys.first().ok_or(SealError::Malformed("the key file"))?;
+        digest_of(&current.key, request)
+    }
+
+    /// Whether what was kept is the keyed digest of a request, by whichever key of answers it was made.
+    ///
+    /// # Errors
+    /// [`SealError::OpenSsl`].
+    pub fn is_request_digest(&self, kept: &Digest, request: &Digest) -> Result<bool, SealError> {
+        for key in &self.answers.read().keys {
+            if digest_of(&key.key, request)? == *kept {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What the console gives a browser to show again, so that it can tell its own from what somebody else made:
@@ -345,10 +510,29 @@ impl Keyring {
         &self.view
     }
 
+    /// How often the view's key was replaced: views of different keys are kept apart.
+    pub const fn view_generation(&self) -> u32 {
+        self.view_generation
+    }
+
     /// What the cluster's key is made of, where it has none of its own.
     pub const fn cluster_secret(&self) -> &[u8; 32] {
         &self.cluster
     }
+}
+
+fn digest_of(key: &[u8; 32], request: &Digest) -> Result<Digest, SealError> {
+    Ok(hmac(key, &[b"request\0", &request.0])?)
+}
+
+fn with_revision(revision: u32, keys: Vec<AnswersKey>) -> Arc<RwLock<Answers>> {
+    Arc::new(RwLock::new(Answers { keys, revision }))
+}
+
+fn random() -> Result<[u8; 32], SealError> {
+    let mut key = [0; 32];
+    openssl::rand::rand_bytes(&mut key)?;
+    Ok(key)
 }
 
 fn shared(keys: Vec<WrappingKey>) -> Arc<RwLock<Wrapping>> {
@@ -487,6 +671,63 @@ mod tests {
         let stranger = Keyring::new(&[2; 32]).unwrap();
         assert!(matches!(node.take_up(&stranger), Err(SealError::Malformed(_))));
         assert_eq!(elsewhere.unwrap(id, &new).unwrap().bytes(), key.bytes());
+    }
+
+    #[test]
+    fn a_key_of_answers_is_added_made_current_and_taken_away() {
+        let (place, request) = (Digest([3; 32]), Digest([4; 32]));
+        let before = Keyring::new(&[1; 32]).unwrap();
+        let (old, old_digest) = (before.seal_answer(&place, b"old").unwrap(), before.request_digest(&request).unwrap());
+        assert!(before.with_answers_turned(Timestamp::from_micros(1)).is_none(), "none was added");
+        assert!(before.without_replaced_answers_keys().is_none());
+        let both = before.with_another_answers_key().unwrap();
+        assert_eq!(
+            before.open_answer(&place, &both.seal_answer(&place, b"x").unwrap()).unwrap(),
+            b"x",
+            "not yet current"
+        );
+        assert!(both.without_replaced_answers_keys().is_none(), "neither was replaced");
+        let turned = both.with_answers_turned(Timestamp::from_micros(7)).unwrap();
+        let turned = Keyring::from_file(&turned.to_file().unwrap()).unwrap();
+        let (new, new_digest) = (turned.seal_answer(&place, b"new").unwrap(), turned.request_digest(&request).unwrap());
+        assert!(before.open_answer(&place, &new).is_err() && new_digest != old_digest);
+        // A node that has the added key, and one that has turned, open and know what either made.
+        for keyring in [&both, &turned] {
+            assert_eq!(keyring.open_answer(&place, &new).unwrap(), b"new");
+            assert_eq!(keyring.open_answer(&place, &old).unwrap(), b"old");
+            assert!(keyring.is_request_digest(&old_digest, &request).unwrap());
+            assert!(keyring.is_request_digest(&new_digest, &request).unwrap());
+            assert!(!keyring.is_request_digest(&new_digest, &Digest([5; 32])).unwrap());
+        }
+        let keys = turned.answers_keys().unwrap();
+        assert_eq!((keys[0].replaced_at, keys[1].replaced_at), (None, Some(Timestamp::from_micros(7))));
+        assert_eq!(keys[1].id, before.answers_keys().unwrap()[0].id);
+
+        let node = before.clone();
+        assert!(before.take_up(&turned).unwrap() && !before.take_up(&turned).unwrap());
+        assert_eq!(node.open_answer(&place, &new).unwrap(), b"new", "clones have it too");
+        let after = turned.without_replaced_answers_keys().unwrap();
+        assert!(node.take_up(&after).unwrap());
+        for older in [Keyring::new(&[1; 32]).unwrap(), both, turned] {
+            assert!(
+                matches!(node.take_up(&older), Err(SealError::Malformed(_))),
+                "what was taken away does not come back"
+            );
+        }
+        assert!(node.open_answer(&place, &old).is_err() && !node.is_request_digest(&old_digest, &request).unwrap());
+        assert_eq!(node.open_answer(&place, &new).unwrap(), b"new");
+    }
+
+    #[test]
+    fn keys_of_the_view_and_the_console_are_replaced_and_taken_up_by_nobody_who_runs() {
+        let before = Keyring::new(&[1; 32]).unwrap();
+        let tag = before.console_tag(b"visi", &[b"a"]).unwrap().to_string();
+        let after = before.with_new_view_key().unwrap().with_new_console_key().unwrap();
+        let after = Keyring::from_file(&after.to_file().unwrap()).unwrap();
+        assert!(after.view_key() != before.view_key() && !after.is_console_tag(&tag, b"visi", &[b"a"]).unwrap());
+        assert_eq!((before.view_generation(), after.view_generation()), (0, 1));
+        assert!(after.is_of_one_log_with(&before) && before.take_up(&after).unwrap());
+        assert!(before.is_console_tag(&tag, b"visi", &[b"a"]).unwrap());
     }
 
     fn hex(bytes: &[u8]) -> String {

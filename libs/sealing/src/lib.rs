@@ -25,7 +25,7 @@ pub use cosigner::{CosignerKey, CosignerVerifier};
 pub use data_key::{DataKey, Sealed};
 pub use ids::{Ids, token_digest};
 pub use jws::{JwsAlgorithm, JwsCurve, JwsKey};
-pub use keyring::{Keyring, WrappingKeyId};
+pub use keyring::{AnswersKeyInfo, Keyring, WrappingKeyId};
 pub use log_key::{LogKey, VerifierKey, VerifierKeys};
 
 use std::sync::LazyLock;

@@ -12,7 +12,7 @@ use crate::failures::{internal, of_read, of_replay};
 use crate::service::{Caller, Changed, Idempotency, SessionService, place_of};
 
 /// How long a kept answer is replayed: 24 hours (API.md, Conventions).
-pub(crate) const KEEP_ANSWERS: Seconds = Seconds::hours(24);
+pub const KEEP_ANSWERS: Seconds = Seconds::hours(24);
 
 pub(crate) enum Entered<'a> {
     /// It is new; nobody else begins it while the guard lives.
@@ -75,8 +75,8 @@ impl SessionService {
 
     /// Whether an answer was kept for this request. One of a version before may be: it kept digests without a key.
     pub(crate) fn is_of(&self, answer: &audit_log::Answer, request: &Digest) -> Result<bool, ServiceError> {
-        let keyed = self.keys.keyring().request_digest(request).map_err(internal)?;
-        Ok(answer.request == keyed || answer.request == *request)
+        let keyed = self.keys.keyring().is_request_digest(&answer.request, request).map_err(internal)?;
+        Ok(keyed || answer.request == *request)
     }
 
     /// Begins a request with an idempotency key: is it new, done already, or under way?

@@ -34,6 +34,7 @@ pub use clock::{Clock, LogClock};
 pub use custody::Erased;
 pub use error::{ServiceError, Unavailable};
 pub use follower::{Follower, FollowerStatus, RebuildState};
+pub use idempotency::KEEP_ANSWERS;
 pub use reaper::Reaper;
 pub use service::{
     Caller, Changed, Idempotency, ListQuery, NewSession, Page, Parts, Record, ServiceConfig, SessionService,

@@ -614,7 +614,7 @@ impl TransientSessions {
         };
         let kept = self.store.answer(&key, self.clock.now()).await.map_err(of_store)?;
         let kept = kept.ok_or(ServiceError::Unavailable(Unavailable::Store))?;
-        if kept.request != self.keyring.request_digest(&request).map_err(internal)? {
+        if !self.keyring.is_request_digest(&kept.request, &request).map_err(internal)? {
             return Err(ServiceError::IdempotencyMismatch);
         }
         let token = self.keyring.open_answer(&key, &kept.token).map_err(internal)?;

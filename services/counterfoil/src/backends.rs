@@ -130,7 +130,7 @@ pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) 
         let view = Arc::new(MemoryView::new(Budget { bytes, beyond }));
         return Ok(OpenedView { view, shared: false, nonces: None });
     }
-    let namespace = format!("cf-{:.16}", sha256(origin.as_bytes()).to_string());
+    let namespace = namespace("cf", keyring, origin);
     if let Some(path) = url.strip_prefix("folder:") {
         let path = Path::new(path.strip_prefix("//").unwrap_or(path));
         let view = FolderView::open(FolderViewConfig {
@@ -160,6 +160,15 @@ pub(crate) async fn open_view(config: &Config, keyring: &Keyring, origin: &str) 
     ))
 }
 
+/// What tells deployments apart, and values under one key of the view from those under the next.
+fn namespace(kind: &str, keyring: &Keyring, origin: &str) -> String {
+    let deployment = sha256(origin.as_bytes()).to_string();
+    match keyring.view_generation() {
+        0 => format!("{kind}-{deployment:.16}"),
+        generation => format!("{kind}-{deployment:.16}-{generation}"),
+    }
+}
+
 /// Opens the Redis that keeps transient sessions. `origin` tells deployments apart that share it.
 ///
 /// # Errors
@@ -177,7 +186,7 @@ pub(crate) async fn open_transients(
     }
     let settings = RedisTransientsConfig {
         url: url.to_owned(),
-        namespace: format!("cft-{:.16}", sha256(origin.as_bytes()).to_string()),
+        namespace: namespace("cft", keyring, origin),
         sealing_key: *keyring.view_key(),
         operation_timeout: Duration::from_millis(config.view.operation_timeout_ms),
     };

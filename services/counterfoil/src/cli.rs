@@ -21,6 +21,7 @@ use crate::key_encryption::{KeyEncryptionCommand, run_key_encryption_command};
 use crate::log_keys::{LogKeyCommand, run_log_key_command};
 use crate::output::{Output, write};
 use crate::soap::{SoapCommand, SoapVersion, description, run_soap_command};
+use crate::state_keys::{StateKeyCommand, run_state_key_command};
 use crate::witness::{WitnessArgs, run_witness};
 use crate::{anchors, backends, pruning, serve, sinks};
 
@@ -62,6 +63,9 @@ enum Command {
     /// Changes the key that data keys are wrapped with
     #[command(subcommand)]
     KeyEncryption(KeyEncryptionCommand),
+    /// Changes the keys of what is kept beside the log for a while: answers, shared views, visits to the console
+    #[command(subcommand)]
+    StateKey(StateKeyCommand),
     /// What auditors ask of a log and take away
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -146,6 +150,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::KeyEncryption(command) => {
             runtime()?.block_on(run_key_encryption_command(&common.load()?, command, common.output))?;
+        }
+        Command::StateKey(command) => {
+            runtime()?.block_on(run_state_key_command(&common.load()?, command, common.output))?;
         }
         Command::Audit(command) => run_audit_command(&common, command)?,
         Command::Cluster(command) => {

@@ -1,4 +1,4 @@
-//! A node takes up a newer key file while it runs, so that replacing the wrapping key needs no restart.
+//! A node takes up a newer key file while it runs, so that replacing the wrapping key, or the one of kept answers, needs no restart.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -19,8 +19,13 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// Between two looks at the file: a few hundred bytes are read.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Shows which wrapping keys this node has: 1 for the one that it wraps by, 0 for those that it only opens with.
+/// Shows which keys this node wraps and seals by (1), and which it only opens with (0): of data keys, and of kept answers.
 pub(crate) fn show(keyring: &Keyring, metrics: &Metrics) {
+    let of_answers = keyring.clone();
+    metrics.gauges("answers_keys", "", "answers_key", move || {
+        let keys = of_answers.answers_keys().unwrap_or_default().into_iter().enumerate();
+        keys.map(|(at, key)| (key.id, if at == 0 { 1.0 } else { 0.0 })).collect()
+    });
     let keyring = keyring.clone();
     metrics.gauges("key_encryption_keys", "", "wrapping_key", move || {
         let keys = keyring.wrapping_keys().into_iter().enumerate();
@@ -55,7 +60,7 @@ pub(crate) async fn follow_key_file(dir: PathBuf, keyring: Keyring, log: Arc<dyn
 /// Takes the file up if it is newer; answers what is wrapped by from now on.
 async fn look(dir: PathBuf, keyring: &Keyring, log: &dyn LogStore) -> Result<Option<WrappingKeyId>, Failure> {
     let newer = tokio::task::spawn_blocking(move || KeyFiles::keyring(&dir)).await??;
-    if newer.wrapping_keys() == keyring.wrapping_keys() {
+    if newer.is_as_new_as(keyring) {
         return Ok(None);
     }
     if !newer.is_of_one_log_with(keyring) {

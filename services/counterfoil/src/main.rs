@@ -23,6 +23,7 @@ mod serve;
 mod sign_in;
 mod sinks;
 mod soap;
+mod state_keys;
 mod tls;
 mod transient;
 mod verification;

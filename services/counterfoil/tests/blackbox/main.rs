@@ -30,6 +30,7 @@ mod soap_golden;
 mod soap_messages;
 mod soap_security;
 mod soap_signed;
+mod state_keys;
 mod time_stamps;
 mod transient;
 mod walk;
