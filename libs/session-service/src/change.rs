@@ -13,12 +13,14 @@ use session_view::Viewed;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use crate::answer::Changed;
 use crate::data_keys::Found;
 use crate::error::{ServiceError, Unavailable};
 use crate::failures::{internal, of, of_key, of_read};
 use crate::idempotency::Entered;
 use crate::pipeline::{Change, Done, Ticket};
-use crate::service::{Caller, Changed, Idempotency, SessionService};
+use crate::request::{Caller, Idempotency};
+use crate::service::SessionService;
 
 /// Why an entry was not appended.
 pub(crate) enum NotAppended {

@@ -14,7 +14,8 @@ use crate::data_keys::Found;
 use crate::error::ServiceError;
 use crate::failures::{internal, of_key, of_read};
 use crate::idempotency::{Entered, Kept};
-use crate::service::{Caller, HOUSE, Idempotency, SessionService};
+use crate::request::{Caller, Idempotency};
+use crate::service::{HOUSE, SessionService};
 
 /// What was destroyed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,9 +7,11 @@ use hashbrown::HashSet;
 use parking_lot::Mutex;
 use session_model::{Digest, Leaf, Seconds, Timestamp, Token};
 
+use crate::answer::Changed;
 use crate::error::{ServiceError, Unavailable};
 use crate::failures::{internal, of_read, of_replay};
-use crate::service::{Caller, Changed, Idempotency, SessionService, place_of};
+use crate::request::{Caller, Idempotency};
+use crate::service::{SessionService, place_of};
 
 /// How long a kept answer is replayed: 24 hours (API.md, Conventions).
 pub const KEEP_ANSWERS: Seconds = Seconds::hours(24);

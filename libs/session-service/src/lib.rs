@@ -10,8 +10,10 @@
 //!
 //! Start with [`SessionService`].
 
+mod answer;
 mod change;
 mod clock;
+mod commands;
 mod custody;
 mod data_keys;
 mod error;
@@ -22,23 +24,25 @@ mod idempotency;
 mod lookup;
 mod pipeline;
 mod progress;
+mod reading;
 mod reaper;
+mod recording;
 mod replay;
 mod replication;
+mod request;
 mod service;
 mod sessions;
 mod transient;
 mod turnstile;
 
+pub use answer::{Changed, Page, Validation, ValidationReason};
 pub use clock::{Clock, LogClock};
 pub use custody::Erased;
 pub use error::{ServiceError, Unavailable};
 pub use follower::{Follower, FollowerStatus, RebuildState};
 pub use idempotency::KEEP_ANSWERS;
 pub use reaper::Reaper;
-pub use service::{
-    Caller, Changed, Idempotency, ListQuery, NewSession, Page, Parts, Record, ServiceConfig, SessionService,
-    Validation, ValidationReason, subject_actor,
-};
+pub use request::{Caller, Idempotency, ListQuery, NewSession, Record, subject_actor};
+pub use service::{Parts, ServiceConfig, SessionService};
 pub use sessions::{Happened, Sessions};
 pub use transient::{TransientConfig, TransientCounts, TransientSessions};

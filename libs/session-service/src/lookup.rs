@@ -11,7 +11,8 @@ use tracing::{error, warn};
 use crate::data_keys::Found;
 use crate::error::{ServiceError, Unavailable};
 use crate::failures::{of_key, of_read, of_replay};
-use crate::service::{Caller, Record, SessionService};
+use crate::request::{Caller, Record};
+use crate::service::SessionService;
 
 /// How long a request that must see a leaf index waits for this node to catch up, before the log is read for it.
 pub(crate) const CATCH_UP: Duration = Duration::from_millis(250);

@@ -18,9 +18,11 @@ use session_model::{
     EndReason, KeyId, Kind, LeafIndex, MergePatch, Policy, RealmName, Session, SessionId, Timestamp, Token, Version,
 };
 
+use crate::answer::{Changed, Page, Validation};
 use crate::custody::Erased;
 use crate::error::ServiceError;
-use crate::service::{Caller, Changed, Idempotency, ListQuery, NewSession, Page, Record, SessionService, Validation};
+use crate::request::{Caller, Idempotency, ListQuery, NewSession, Record};
+use crate::service::SessionService;
 use crate::transient::TransientSessions;
 
 /// A change that has happened.

@@ -30,12 +30,14 @@ use tracing::{error, warn};
 use transient_store::{KeptAnswer, Listing, MemoryTransients, Outcome, Put, StoreError, StoreStatus, TransientStore};
 use uuid::Uuid;
 
+use crate::answer::{Page, Validation, ValidationReason};
 use crate::clock::LogClock;
+use crate::commands::created;
 use crate::error::{ServiceError, Unavailable};
 use crate::failures::{internal, of};
 use crate::held::Held;
 use crate::idempotency::{InFlight, KEEP_ANSWERS, UnderWay};
-use crate::service::{Caller, Idempotency, ListQuery, NewSession, Page, Validation, ValidationReason, created};
+use crate::request::{Caller, Idempotency, ListQuery, NewSession};
 use crate::sessions::Happened;
 use crate::turnstile::{Turn, Turnstile};
 pub(crate) use peers::Peers;
