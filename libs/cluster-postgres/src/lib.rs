@@ -26,13 +26,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cluster::{
-    Audience, Backoff, Capabilities, Inbox, Incarnation, Outbox, Received, Room, SendError, Transport, Upkeep,
+    Audience, Backoff, Capabilities, Inbox, Incarnation, Outbox, Received, Room, SendError, TellAndHear, Transport,
+    Upkeep, is_namespace,
 };
 use openssl::error::ErrorStack;
 use openssl::hash::{MessageDigest, hash};
-use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// How to reach PostgreSQL.
@@ -78,20 +77,13 @@ const MAX_FRAME: usize = PAYLOAD * 3 / 4;
 const TO_SEND: Room = Room { frames: 1_024, bytes: 1 << 20 };
 /// What may wait to be received.
 const HEARD: Room = Room { frames: 4_096, bytes: 4 << 20 };
-/// How long closing waits for what is still to be notified.
-const LAST_WORDS: Duration = Duration::from_millis(250);
 /// How long connecting, or an answer, may take.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// The transport over PostgreSQL.
 pub struct PostgresTransport {
     shared: Arc<Shared>,
-    tasks: Mutex<Option<Tasks>>,
-}
-
-struct Tasks {
-    notifying: JoinHandle<()>,
-    listening: JoinHandle<()>,
+    tasks: TellAndHear,
 }
 
 /// What both connections share.
@@ -113,8 +105,7 @@ impl PostgresTransport {
     /// [`PostgresTransportError`] for a configuration that can never work.
     pub fn open(config: PostgresTransportConfig, incarnation: Incarnation) -> Result<Self, PostgresTransportError> {
         let PostgresTransportConfig { url, namespace, application_name } = config;
-        let plain = namespace.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        if !plain || !(1..=64).contains(&namespace.len()) {
+        if !is_namespace(&namespace) {
             return Err(PostgresTransportError::Namespace);
         }
         let options = PgConnectOptions::from_str(&url).map_err(PostgresTransportError::Url)?;
@@ -141,11 +132,8 @@ impl PostgresTransport {
             notifying: Upkeep::new("telling the others through PostgreSQL", Backoff::new(incarnation, 1)),
             listening: Upkeep::new("hearing the others through PostgreSQL", Backoff::new(incarnation, 2)),
         });
-        let tasks = Tasks {
-            notifying: tokio::spawn(notifier::keep(Arc::clone(&shared))),
-            listening: tokio::spawn(listener::keep(Arc::clone(&shared))),
-        };
-        Ok(Self { shared, tasks: Mutex::new(Some(tasks)) })
+        let tasks = TellAndHear::start(notifier::keep(Arc::clone(&shared)), listener::keep(Arc::clone(&shared)));
+        Ok(Self { shared, tasks })
     }
 }
 
@@ -203,25 +191,7 @@ impl Transport for PostgresTransport {
     }
 
     async fn close(&self) {
-        self.shared.outbox.close();
-        let tasks = self.tasks.lock().take();
-        if let Some(Tasks { mut notifying, listening }) = tasks {
-            // The server may be away: then nobody hears the last words.
-            if timeout(LAST_WORDS, &mut notifying).await.is_err() {
-                notifying.abort();
-            }
-            listening.abort();
-        }
-        self.shared.inbox.close();
-    }
-}
-
-impl Drop for PostgresTransport {
-    fn drop(&mut self) {
-        if let Some(Tasks { notifying, listening }) = self.tasks.lock().take() {
-            notifying.abort();
-            listening.abort();
-        }
+        self.tasks.close(&self.shared.outbox, &self.shared.inbox).await;
     }
 }
 

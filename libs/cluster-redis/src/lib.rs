@@ -17,16 +17,13 @@ mod server;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use cluster::{
-    Audience, Backoff, Capabilities, Inbox, Incarnation, Outbox, Received, Room, SendError, Transport, Upkeep,
+    Audience, Backoff, Capabilities, Inbox, Incarnation, Outbox, Received, Room, SendError, TellAndHear, Transport,
+    Upkeep, is_namespace,
 };
-use parking_lot::Mutex;
 use redis::RedisError;
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use crate::server::Server;
 
@@ -63,18 +60,11 @@ const MAX_FRAME: usize = 60 << 10;
 const TO_SEND: Room = Room { frames: 8_192, bytes: 8 << 20 };
 /// What may wait to be received.
 const HEARD: Room = Room { frames: 65_536, bytes: 32 << 20 };
-/// How long closing waits for what is still to be published.
-const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// The transport over Redis.
 pub struct RedisTransport {
     shared: Arc<Shared>,
-    tasks: Mutex<Option<Tasks>>,
-}
-
-struct Tasks {
-    publishing: JoinHandle<()>,
-    listening: JoinHandle<()>,
+    tasks: TellAndHear,
 }
 
 /// What both connections share.
@@ -105,8 +95,7 @@ impl RedisTransport {
     /// [`RedisTransportError`] for a configuration that can never work.
     pub fn open(config: RedisTransportConfig, incarnation: Incarnation) -> Result<Self, RedisTransportError> {
         let RedisTransportConfig { url, namespace } = config;
-        let plain = namespace.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        if !plain || !(1..=64).contains(&namespace.len()) {
+        if !is_namespace(&namespace) {
             return Err(RedisTransportError::Namespace);
         }
         let shared = Arc::new(Shared {
@@ -118,11 +107,8 @@ impl RedisTransport {
             publishing: Upkeep::new("telling the others through Redis", Backoff::new(incarnation, 1)),
             listening: Upkeep::new("hearing the others through Redis", Backoff::new(incarnation, 2)),
         });
-        let tasks = Tasks {
-            publishing: tokio::spawn(publisher::keep(Arc::clone(&shared))),
-            listening: tokio::spawn(listener::keep(Arc::clone(&shared))),
-        };
-        Ok(Self { shared, tasks: Mutex::new(Some(tasks)) })
+        let tasks = TellAndHear::start(publisher::keep(Arc::clone(&shared)), listener::keep(Arc::clone(&shared)));
+        Ok(Self { shared, tasks })
     }
 }
 
@@ -170,24 +156,6 @@ impl Transport for RedisTransport {
     }
 
     async fn close(&self) {
-        self.shared.outbox.close();
-        let tasks = self.tasks.lock().take();
-        if let Some(Tasks { mut publishing, listening }) = tasks {
-            // Redis may be away: then nobody hears the last words.
-            if timeout(LAST_WORDS, &mut publishing).await.is_err() {
-                publishing.abort();
-            }
-            listening.abort();
-        }
-        self.shared.inbox.close();
-    }
-}
-
-impl Drop for RedisTransport {
-    fn drop(&mut self) {
-        if let Some(Tasks { publishing, listening }) = self.tasks.lock().take() {
-            publishing.abort();
-            listening.abort();
-        }
+        self.tasks.close(&self.shared.outbox, &self.shared.inbox).await;
     }
 }

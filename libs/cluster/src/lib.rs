@@ -18,6 +18,7 @@ pub mod in_process;
 mod membership;
 mod message;
 mod queue;
+mod through_server;
 mod transport;
 mod upkeep;
 
@@ -26,5 +27,6 @@ pub use frame::Rejected;
 pub use membership::{Change, Heard, Member, Presence};
 pub use message::{Answer, Ask, Beat, Commit, Message, Record, Undecodable, ViewIdentity};
 pub use queue::{Inbox, Outbox, Room};
+pub use through_server::{TellAndHear, is_namespace};
 pub use transport::{Audience, Capabilities, Incarnation, Received, SendError, Transport};
 pub use upkeep::{Backoff, Upkeep};
