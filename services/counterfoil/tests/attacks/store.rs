@@ -133,78 +133,147 @@ impl Store {
             };
             let leaves = encode_leaves(commit.leaves.iter().map(Vec::as_slice));
             let parts = encode_sealed(commit.sealed.iter().map(Option::as_ref));
-            rows.push((first, i64::try_from(commit.leaves.len()).unwrap(), leaves, parts, hashes, checkpoint.clone()));
+            rows.push((first, i32::try_from(commit.leaves.len()).unwrap(), leaves, parts, hashes, checkpoint.clone()));
         }
         self.sql("DELETE FROM %leaf_hashes; DELETE FROM %sealed_batch; DELETE FROM %batch; DELETE FROM %tree_node");
         let (size, frontier) = (i64::try_from(edge.size().0).unwrap(), edge.to_bytes());
-        macro_rules! write {
-            ($database:expr, $prefix:expr, $small:ty) => {{
-                let mut transaction = $database.begin().await.unwrap();
-                let sql = |text: &str| sqlx::AssertSqlSafe(text.replace('%', $prefix));
-                for (first, count, leaves, parts, hashes, checkpoint) in &rows {
-                    sqlx::query(sql("INSERT INTO %batch (first, count, leaves, checkpoint) VALUES ($1, $2, $3, $4)"))
-                        .bind(*first)
-                        .bind(*count as $small)
-                        .bind(leaves)
-                        .bind(checkpoint)
-                        .execute(&mut *transaction)
-                        .await
-                        .unwrap();
-                    sqlx::query(sql("INSERT INTO %sealed_batch (first, parts) VALUES ($1, $2)"))
-                        .bind(*first)
-                        .bind(parts)
-                        .execute(&mut *transaction)
-                        .await
-                        .unwrap();
-                    let counted = if $prefix.is_empty() {
-                        "(first, hashes) VALUES ($1, $2)"
-                    } else {
-                        "(first, hashes, count) VALUES ($1, $2, length($2) / 32)"
-                    };
-                    sqlx::query(sql(&format!("INSERT INTO %leaf_hashes {counted}")))
-                        .bind(*first)
-                        .bind(hashes)
-                        .execute(&mut *transaction)
-                        .await
-                        .unwrap();
-                }
-                for node in &nodes {
-                    sqlx::query(sql("INSERT INTO %tree_node (level, idx, hash) VALUES ($1, $2, $3)"))
-                        .bind(i16::from(node.level))
-                        .bind(i64::try_from(node.index).unwrap())
-                        .bind(node.hash.0.to_vec())
-                        .execute(&mut *transaction)
-                        .await
-                        .unwrap();
-                }
-                sqlx::query(sql("UPDATE %log_head SET size = $1, time_us = $2, frontier = $3, checkpoint = $4"))
-                    .bind(size)
-                    .bind(time)
-                    .bind(&frontier)
-                    .bind(&checkpoint)
-                    .execute(&mut *transaction)
-                    .await
-                    .unwrap();
-                transaction.commit().await.unwrap();
-            }};
-        }
+        let head = (size, time, frontier, checkpoint);
+        let nodes: Vec<(i16, i64, Vec<u8>)> = nodes
+            .iter()
+            .map(|node| (i16::from(node.level), i64::try_from(node.index).unwrap(), node.hash.0.to_vec()))
+            .collect();
         run(async {
             match self {
                 Self::Sqlite(path) => {
                     let mut database = SqliteConnection::connect(&format!("sqlite:{}", path.display())).await.unwrap();
                     disarm_sqlite(&mut database).await;
-                    write!(database, "", i64);
+                    write_sqlite(&mut database, rows, nodes, head).await;
                     database.close().await.unwrap();
                 }
                 Self::Postgres(url) => {
                     let mut database = PgConnection::connect(url).await.unwrap();
                     disarm_postgres(&mut database).await;
-                    write!(database, "counterfoil.", i32);
+                    write_postgres(&mut database, rows, nodes, head).await;
                     database.close().await.unwrap();
                 }
             }
         });
     }
+}
+
+/// A commit as it is stored: first index, count, leaves, sealed parts, hashes, checkpoint.
+type Stored = (i64, i32, Vec<u8>, Vec<u8>, Vec<u8>, String);
+/// A tree node: level, index, hash.
+type StoredNode = (i16, i64, Vec<u8>);
+/// Size, time, right edge, checkpoint.
+type StoredHead = (i64, i64, Vec<u8>, String);
+
+async fn write_sqlite(database: &mut SqliteConnection, rows: Vec<Stored>, nodes: Vec<StoredNode>, head: StoredHead) {
+    let mut transaction = database.begin().await.unwrap();
+    for (first, count, leaves, parts, hashes, checkpoint) in rows {
+        sqlx::query("INSERT INTO batch (first, count, leaves, checkpoint) VALUES ($1, $2, $3, $4)")
+            .bind(first)
+            .bind(count)
+            .bind(leaves)
+            .bind(checkpoint)
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        sqlx::query("INSERT INTO sealed_batch (first, parts) VALUES ($1, $2)")
+            .bind(first)
+            .bind(parts)
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        sqlx::query("INSERT INTO leaf_hashes (first, hashes) VALUES ($1, $2)")
+            .bind(first)
+            .bind(hashes)
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+    }
+    for (level, index, hash) in nodes {
+        sqlx::query("INSERT INTO tree_node (level, idx, hash) VALUES ($1, $2, $3)")
+            .bind(level)
+            .bind(index)
+            .bind(hash)
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+    }
+    let (size, time, frontier, checkpoint) = head;
+    sqlx::query("UPDATE log_head SET size = $1, time_us = $2, frontier = $3, checkpoint = $4")
+        .bind(size)
+        .bind(time)
+        .bind(frontier)
+        .bind(checkpoint)
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    transaction.commit().await.unwrap();
+}
+
+/// By arrays: a round trip for each of some thousand rows, for each attack, takes minutes on a busy machine.
+async fn write_postgres(database: &mut PgConnection, rows: Vec<Stored>, nodes: Vec<StoredNode>, head: StoredHead) {
+    let mut transaction = database.begin().await.unwrap();
+    let firsts: Vec<i64> = rows.iter().map(|row| row.0).collect();
+    let (mut counts, mut leaves, mut parts, mut hashes, mut checkpoints) = (vec![], vec![], vec![], vec![], vec![]);
+    for row in rows {
+        counts.push(row.1);
+        leaves.push(row.2);
+        parts.push(row.3);
+        hashes.push(row.4);
+        checkpoints.push(row.5);
+    }
+    sqlx::query(
+        "INSERT INTO counterfoil.batch (first, count, leaves, checkpoint)
+         SELECT * FROM unnest($1::bigint[], $2::int[], $3::bytea[], $4::text[])",
+    )
+    .bind(&firsts)
+    .bind(counts)
+    .bind(leaves)
+    .bind(checkpoints)
+    .execute(&mut *transaction)
+    .await
+    .unwrap();
+    sqlx::query("INSERT INTO counterfoil.sealed_batch (first, parts) SELECT * FROM unnest($1::bigint[], $2::bytea[])")
+        .bind(&firsts)
+        .bind(parts)
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    sqlx::query(
+        "INSERT INTO counterfoil.leaf_hashes (first, hashes, count)
+         SELECT first, hashes, length(hashes) / 32 FROM unnest($1::bigint[], $2::bytea[]) AS run (first, hashes)",
+    )
+    .bind(&firsts)
+    .bind(hashes)
+    .execute(&mut *transaction)
+    .await
+    .unwrap();
+    let levels: Vec<i16> = nodes.iter().map(|node| node.0).collect();
+    let indices: Vec<i64> = nodes.iter().map(|node| node.1).collect();
+    let of_nodes: Vec<Vec<u8>> = nodes.into_iter().map(|node| node.2).collect();
+    sqlx::query(
+        "INSERT INTO counterfoil.tree_node (level, idx, hash)
+         SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bytea[])",
+    )
+    .bind(levels)
+    .bind(indices)
+    .bind(of_nodes)
+    .execute(&mut *transaction)
+    .await
+    .unwrap();
+    let (size, time, frontier, checkpoint) = head;
+    sqlx::query("UPDATE counterfoil.log_head SET size = $1, time_us = $2, frontier = $3, checkpoint = $4")
+        .bind(size)
+        .bind(time)
+        .bind(frontier)
+        .bind(checkpoint)
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    transaction.commit().await.unwrap();
 }
 
 async fn disarm_sqlite(database: &mut SqliteConnection) {
