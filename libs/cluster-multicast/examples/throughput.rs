@@ -250,6 +250,7 @@ async fn main() {
         keys: vec![ClusterKey::new(&[9; 32], "throughput").expect("a key")],
         beat: Duration::from_millis(250),
         lease: Duration::from_secs(2),
+        copies: None,
     };
     let cluster = Cluster::start(Arc::clone(&transport) as _, config, Arc::clone(&host) as _).expect("a cluster");
     match role.as_str() {

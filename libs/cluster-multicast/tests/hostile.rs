@@ -61,6 +61,7 @@ fn member(config: &MulticastConfig, n: u8, key: u8) -> (Arc<Cluster>, mpsc::Unbo
         keys: vec![ClusterKey::new(&[key; 32], "hostile").unwrap()],
         beat: Duration::from_millis(50),
         lease: Duration::from_secs(2),
+        copies: None,
     };
     (Cluster::start(Arc::new(open(config, n)), member, Arc::new(Told(told))).unwrap(), commits)
 }

@@ -59,7 +59,8 @@ async fn a_node_in_a_process_of_its_own() {
     let transport = Arc::new(MulticastTransport::open(config, incarnation).unwrap());
     let keys = vec![ClusterKey::new(&[3; 32], "network").unwrap()];
     let beat = Duration::from_millis(250);
-    let config = ClusterConfig { node, program: "test".into(), incarnation, keys, beat, lease: LEASE };
+    let program = "test".into();
+    let config = ClusterConfig { node, program, incarnation, keys, beat, lease: LEASE, copies: None };
     let counter = Arc::new(Counter::default());
     let cluster = Cluster::start(transport, config, Arc::clone(&counter) as _).unwrap();
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / RATE as u32);

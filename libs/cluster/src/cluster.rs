@@ -9,19 +9,20 @@ use async_trait::async_trait;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use sealing::{ClusterKey, SealError};
-use session_model::TreeSize;
+use session_model::{Slot, TreeSize};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
+use crate::asking::Asking;
 use crate::frame::{Frames, OVERHEAD, Rejections};
 use crate::membership::Membership;
-use crate::message::ASK_HEAD;
+use crate::message::{ASK_HEAD, QUESTION_HEAD, SHARE_HEAD};
 use crate::{
-    Answer, Ask, Audience, Beat, Capabilities, Change, Commit, Heard, Incarnation, Member, Message, Presence, Received,
-    Record, Rejected, SendError, Transport,
+    Answer, Answers, Ask, AskError, Audience, Beat, Capabilities, Change, Commit, Heard, Incarnation, Member, Message,
+    Placement, Presence, Question, Received, Record, Rejected, SendError, Topic, Transport,
 };
 
 /// How a node takes part.
@@ -39,6 +40,8 @@ pub struct ClusterConfig {
     pub beat: Duration,
     /// After this silence a node is not counted on. Default 2 s.
     pub lease: Duration,
+    /// Nodes hold sessions by [`Placement`]: each at its owner and so many partners. `None` where every node holds all.
+    pub copies: Option<u8>,
 }
 
 /// What a node says of itself with each beat.
@@ -71,6 +74,12 @@ pub trait Host: Send + Sync + 'static {
 
     /// Another node committed something. Told in the order of arrival, one after the other, which need not be that of the log.
     async fn committed(&self, commit: Commit);
+
+    /// Another node committed something, and sent what it takes this one to hold of it: all that it needs if its share is this one.
+    async fn committed_share(&self, share: u64, commit: Commit) {
+        let _none_is_held_by_placement = share;
+        self.grown(commit.end);
+    }
 
     /// Another node has committed up to here, and does not send what that changed: look at the log.
     fn grown(&self, size: TreeSize);
@@ -129,6 +138,16 @@ struct Shared {
     answered: Mutex<VecDeque<Answered>>,
     /// Who is told what is said beside the log.
     aside: OnceLock<Aside>,
+    asking: Asking,
+    /// By whom the placement goes that is in `placement`. Held while it is made anew.
+    placed: Mutex<Vec<(String, Incarnation)>>,
+    placement: watch::Sender<Option<Arc<Placement>>>,
+}
+
+/// A commit that came.
+enum Committed {
+    Whole(Commit),
+    Share(u64, Commit),
 }
 
 /// Takes what another node says beside the log. Called from the task that receives: it must not wait.
@@ -194,7 +213,11 @@ impl Cluster {
             asked: Arc::new(Semaphore::new(ASKED)),
             answered: Mutex::default(),
             aside: OnceLock::new(),
+            asking: Asking::default(),
+            placed: Mutex::default(),
+            placement: watch::Sender::new(None),
         });
+        shared.place();
         let (apply, to_apply) = mpsc::channel(WAITING);
         let tasks = vec![
             tokio::spawn(Arc::clone(&shared).receive(apply)),
@@ -217,6 +240,69 @@ impl Cluster {
         }
     }
 
+    /// As [`Cluster::publish`], to each node that holds sessions by placement with those records alone that it holds.
+    pub fn publish_shares(&self, commit: &Commit, placement: &Placement) {
+        let max = self.shared.max_message().saturating_sub(SHARE_HEAD);
+        for member in self.members().into_iter().filter(|member| member.presence != Presence::Gone) {
+            let to = Audience::One(member.incarnation);
+            if !placement.members().contains(&member.incarnation) {
+                self.shared.send(to, &Message::Grown(commit.end));
+                continue;
+            }
+            let share = placement.share(member.incarnation);
+            let is_held = |record: &&Record| placement.is_held_by(Slot::of(record.session), member.incarnation);
+            let records = commit.records.iter().filter(is_held).cloned().collect();
+            for part in (Commit { records, ..commit.clone() }).cut(max) {
+                self.shared.send(to, &Message::Share(share, part));
+            }
+        }
+    }
+
+    /// Who holds which session, as this node sees its members now; `None` where every node holds all.
+    pub fn placement(&self) -> Option<Arc<Placement>> {
+        self.shared.placement.borrow().clone()
+    }
+
+    /// Tells whoever has it of each new placement.
+    pub fn placements(&self) -> watch::Receiver<Option<Arc<Placement>>> {
+        self.shared.placement.subscribe()
+    }
+
+    /// Asks a node something of at most [`Cluster::max_answer`] bytes, and waits for its answer.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn ask(
+        &self,
+        who: Incarnation,
+        topic: Topic,
+        question: Vec<u8>,
+        within: Duration,
+    ) -> Result<Vec<u8>, AskError> {
+        let mut pending = self.shared.asking.begin(who);
+        let question = Question { number: pending.number, topic: topic.byte(), body: question };
+        if !self.shared.send(Audience::One(who), &Message::Question(question)) {
+            return Err(AskError::Unsent);
+        }
+        match timeout(within, &mut pending.answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            // Or it has gone meanwhile.
+            Ok(Err(_)) | Err(_) => Err(AskError::Unanswered),
+        }
+    }
+
+    /// From now on questions of a topic are answered by `answers`. To be called once for each.
+    pub fn answer_by(&self, topic: Topic, answers: Arc<dyn Answers>) {
+        if !self.shared.asking.answers_by(topic, answers) {
+            warn!(?topic, "somebody answers these questions already");
+        }
+    }
+
+    /// Bytes that a question or its answer may have.
+    pub fn max_answer(&self) -> usize {
+        self.shared.max_message().saturating_sub(QUESTION_HEAD)
+    }
+
     /// Says something beside the log, of at most [`Cluster::max_message`] bytes. Never waits, and may be lost.
     pub fn tell(&self, to: Audience, bytes: Vec<u8>) {
         self.shared.send(to, &Message::Aside(bytes));
@@ -232,6 +318,12 @@ impl Cluster {
     /// Bytes that what is said beside the log may have.
     pub fn max_message(&self) -> usize {
         self.shared.max_message().saturating_sub(1)
+    }
+
+    /// Sends any message, as an insider could.
+    #[cfg(feature = "test-util")]
+    pub fn forge(&self, to: Audience, message: &Message) {
+        self.shared.send(to, message);
     }
 
     /// What the transport can do.
@@ -400,9 +492,12 @@ impl std::fmt::Debug for Cluster {
 
 /// Gives commits to the host, one after the other, apart from the receiving of frames: a view that is slow must not keep beats
 /// from being heard.
-async fn hand_over(host: Arc<dyn Host>, mut commits: mpsc::Receiver<Commit>) {
+async fn hand_over(host: Arc<dyn Host>, mut commits: mpsc::Receiver<Committed>) {
     while let Some(commit) = commits.recv().await {
-        host.committed(commit).await;
+        match commit {
+            Committed::Whole(commit) => host.committed(commit).await,
+            Committed::Share(share, commit) => host.committed_share(share, commit).await,
+        }
     }
 }
 
@@ -451,6 +546,7 @@ impl Shared {
                 log_age_ms: age,
                 leaving: self.leaving.load(Ordering::Relaxed),
                 heard,
+                placement: self.placement.borrow().as_ref().map(|placement| placement.digest()),
             }),
         );
     }
@@ -468,7 +564,22 @@ impl Shared {
         }
     }
 
-    async fn receive(self: Arc<Self>, apply: mpsc::Sender<Commit>) {
+    /// Makes the placement anew, if other nodes hold sessions now than those it goes by.
+    fn place(&self) {
+        let Some(copies) = self.config.copies else { return };
+        let mut holding = vec![(self.config.node.clone(), self.config.incarnation)];
+        let mut placed = self.placed.lock();
+        let holds = |member: &Member| member.presence == Presence::Up && member.placement.is_some();
+        let members = self.members.lock().members().into_iter().filter(holds);
+        holding.extend(members.map(|member| (member.node, member.incarnation)));
+        if *placed != holding {
+            let placement = Placement::new(self.config.incarnation, &holding, copies);
+            self.placement.send_replace(Some(Arc::new(placement)));
+            *placed = holding;
+        }
+    }
+
+    async fn receive(self: Arc<Self>, apply: mpsc::Sender<Committed>) {
         while let Some(received) = self.transport.receive().await {
             match received {
                 Received::Frame(frame) => self.take(&frame, &apply),
@@ -476,12 +587,13 @@ impl Shared {
                 Received::Departed(who) => {
                     let changes = self.members.lock().departed(who);
                     self.tell(&changes);
+                    self.asking.gone(who);
                 }
             }
         }
     }
 
-    fn take(self: &Arc<Self>, frame: &[u8], apply: &mpsc::Sender<Commit>) {
+    fn take(self: &Arc<Self>, frame: &[u8], apply: &mpsc::Sender<Committed>) {
         let now = Instant::now();
         let (from, message) = match self.frames.open(frame, now) {
             Ok(Some(opened)) => opened,
@@ -491,13 +603,8 @@ impl Shared {
         self.transport.authentic(from);
         self.received.fetch_add(1, Ordering::Relaxed);
         match Message::decode(&message) {
-            Ok(Message::Commit(commit)) => match apply.try_send(commit) {
-                Ok(()) => {}
-                Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {
-                    self.overrun.fetch_add(1, Ordering::Relaxed);
-                    self.host.missed();
-                }
-            },
+            Ok(Message::Commit(commit)) => self.hand_on(apply, Committed::Whole(commit)),
+            Ok(Message::Share(share, commit)) => self.hand_on(apply, Committed::Share(share, commit)),
             Ok(Message::Grown(size)) => self.host.grown(size),
             Ok(Message::Aside(bytes)) => {
                 if let Some(aside) = self.aside.get() {
@@ -507,11 +614,14 @@ impl Shared {
             Ok(Message::Beat(beat)) => {
                 let (changes, heard) = self.members.lock().hear(self.config.incarnation, from, &beat, now);
                 self.tell(&changes);
+                self.place();
                 if let Some(heard) = heard {
                     self.host.heard(heard);
                 }
             }
             Ok(Message::Ask(ask)) => self.answer(from, ask),
+            Ok(Message::Question(question)) => self.reply(from, question),
+            Ok(Message::Reply(number, body)) => self.asking.answered(from, number, body),
             Ok(Message::Answer(answer)) => {
                 let asked = self.questions.lock().get(&answer.question).cloned();
                 if let Some(asked) = asked {
@@ -523,6 +633,28 @@ impl Shared {
             Ok(Message::Unknown(kind)) => debug!(kind, %from, "a message of an unknown kind"),
             Err(_) => self.rejections.count(Rejected::Undecodable),
         }
+    }
+
+    fn hand_on(&self, apply: &mpsc::Sender<Committed>, commit: Committed) {
+        match apply.try_send(commit) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {
+                self.overrun.fetch_add(1, Ordering::Relaxed);
+                self.host.missed();
+            }
+        }
+    }
+
+    fn reply(self: &Arc<Self>, who: Incarnation, question: Question) {
+        let Some(answers) = self.asking.answers(question.topic) else { return };
+        let Ok(room) = Arc::clone(&self.asking.room).try_acquire_owned() else { return };
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            let _room = room;
+            if let Some(body) = answers.answer(who, question.body).await {
+                shared.send(Audience::One(who), &Message::Reply(question.number, body));
+            }
+        });
     }
 
     fn answer(self: &Arc<Self>, who: Incarnation, ask: Ask) {
@@ -563,6 +695,9 @@ impl Shared {
     }
 
     fn tell(&self, changes: &[Change]) {
+        if !changes.is_empty() {
+            self.place();
+        }
         for change in changes {
             match change {
                 Change::Up(node) => info!(node, "a node is up"),

@@ -294,6 +294,7 @@ async fn member(medium: &impl Medium, n: u8, name: &str) -> Taking {
         keys: vec![ClusterKey::new(&[5; 32], "conformance").expect("a key")],
         beat: Duration::from_millis(100),
         lease: Duration::from_secs(2),
+        copies: None,
     };
     let transport = medium.join(life(n)).await;
     let cluster = Cluster::start(transport, config, Arc::clone(&host) as _).expect("a cluster");

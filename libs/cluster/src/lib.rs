@@ -5,8 +5,10 @@
 //! it brings is time: a change is on every node within milliseconds rather than at their next look at the log.
 //!
 //! [`Cluster`] is the runtime: it seals and numbers frames, beats, knows the members, and serves pages of its view to nodes that
-//! come late. A transport only carries bytes. Start with [`Transport`], then [`Cluster`].
+//! come late, and carries questions from one node to another. Where nodes share out among themselves who holds which session, it says who
+//! does ([`Placement`]). A transport only carries bytes. Start with [`Transport`], then [`Cluster`].
 
+mod asking;
 mod cluster;
 #[cfg(feature = "test-util")]
 pub mod conformance;
@@ -17,15 +19,18 @@ pub mod fuzz;
 pub mod in_process;
 mod membership;
 mod message;
+mod placement;
 mod queue;
 mod through_server;
 mod transport;
 mod upkeep;
 
+pub use asking::{Answers, AskError, Topic};
 pub use cluster::{Aside, Cluster, ClusterConfig, Host, Page, Standing, Traffic};
 pub use frame::Rejected;
 pub use membership::{Change, Heard, Member, Presence};
-pub use message::{Answer, Ask, Beat, Commit, Message, Record, Undecodable, ViewIdentity};
+pub use message::{Answer, Ask, Beat, Commit, Message, Question, Record, Undecodable, ViewIdentity};
+pub use placement::Placement;
 pub use queue::{Inbox, Outbox, Room};
 pub use through_server::{TellAndHear, is_namespace};
 pub use transport::{Audience, Capabilities, Incarnation, Received, SendError, Transport};

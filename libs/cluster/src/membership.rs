@@ -55,6 +55,8 @@ pub struct Member {
     pub reflects: TreeSize,
     /// How long ago it had asked the log, when it said so; `None` if it never could.
     pub log_age: Option<Duration>,
+    /// The digest of the placement by which it holds sessions; `None` if it holds none by any.
+    pub placement: Option<u64>,
     number: u64,
     /// Our newest beat that it says it had.
     echoed: Option<Instant>,
@@ -147,6 +149,7 @@ impl Membership {
             size: beat.size,
             reflects: beat.reflects,
             log_age,
+            placement: beat.placement,
             number: 0,
             echoed: None,
         });
@@ -157,6 +160,7 @@ impl Membership {
         member.number = beat.number;
         member.heard = now;
         (member.size, member.reflects, member.log_age) = (beat.size, beat.reflects, log_age);
+        member.placement = beat.placement;
         member.echoed = member.echoed.max(sent);
         let was = member.presence;
         member.presence = match member.echoed {
@@ -244,6 +248,7 @@ mod tests {
             log_age_ms: 100,
             leaving: false,
             heard: heard.to_vec(),
+            placement: None,
         }
     }
 

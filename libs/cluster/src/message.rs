@@ -56,6 +56,19 @@ pub struct Beat {
     /// The newest beat that the sender has had of each other node: to that node the proof that it is heard, and that this beat was made
     /// after that one.
     pub heard: Vec<(Incarnation, u64)>,
+    /// The sender holds sessions by [`Placement`](crate::Placement): the digest of the one it goes by. Never 0.
+    pub placement: Option<u64>,
+}
+
+/// Something that one node asks another, and the other answers: bytes of those who keep sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Names it in the reply.
+    pub number: u64,
+    /// Who is to answer it.
+    pub topic: u8,
+    /// What is asked.
+    pub body: Vec<u8>,
 }
 
 /// What a node asks of another one.
@@ -103,6 +116,13 @@ pub enum Message {
     Answer(Answer),
     /// What is said beside the log, between those who keep something that no entry tells of: bytes of theirs.
     Aside(Vec<u8>),
+    /// Somebody asks for something that is answered in one message.
+    Question(Question),
+    /// The answer to the question of this number.
+    Reply(u64, Vec<u8>),
+    /// Something was committed, and of the sessions that it changed those are here that whom it is sent to holds. The number is the
+    /// [share](crate::Placement::share) that its sender takes it to hold: whoever holds another share has not been told all it needs.
+    Share(u64, Commit),
     /// Of a kind that this program does not know.
     Unknown(u8),
 }
@@ -118,9 +138,16 @@ const ASK: u8 = 3;
 const ANSWER: u8 = 4;
 const GROWN: u8 = 5;
 const ASIDE: u8 = 6;
+const QUESTION: u8 = 7;
+const REPLY: u8 = 8;
+const SHARE: u8 = 9;
 
 /// Bytes of a commit's frame without records.
 const COMMIT_HEAD: usize = 1 + 8 + 8 + 17 + 4;
+/// Bytes that the share of whom it is sent to takes before a commit.
+pub(crate) const SHARE_HEAD: usize = 8;
+/// Bytes of a question without its body; those of a reply are fewer.
+pub(crate) const QUESTION_HEAD: usize = 1 + 8 + 1;
 /// Bytes of a record without its value.
 const RECORD_HEAD: usize = 16 + 8 + 4;
 /// Bytes of a question without parts.
@@ -214,12 +241,13 @@ impl Message {
         let mut out = Vec::new();
         match self {
             Self::Commit(commit) => {
-                out.reserve(COMMIT_HEAD + commit.records.iter().map(Record::bytes).sum::<usize>());
                 out.push(COMMIT);
-                put_u64(&mut out, commit.first.0);
-                put_u64(&mut out, commit.end.0);
-                put_option(&mut out, commit.view.map(|view| view.0));
-                put_records(&mut out, &commit.records);
+                put_commit(&mut out, commit);
+            }
+            Self::Share(share, commit) => {
+                out.push(SHARE);
+                put_u64(&mut out, *share);
+                put_commit(&mut out, commit);
             }
             Self::Grown(size) => {
                 out.push(GROWN);
@@ -239,6 +267,9 @@ impl Message {
                 for (who, number) in beat.heard.iter().take(usize::from(heard)) {
                     out.extend_from_slice(&who.0);
                     put_u64(&mut out, *number);
+                }
+                if let Some(placement) = beat.placement {
+                    put_u64(&mut out, placement);
                 }
             }
             Self::Ask(ask) => {
@@ -267,6 +298,19 @@ impl Message {
                 out.push(ASIDE);
                 out.extend_from_slice(bytes);
             }
+            Self::Question(Question { number, topic, body }) => {
+                out.reserve(QUESTION_HEAD + body.len());
+                out.push(QUESTION);
+                put_u64(&mut out, *number);
+                out.push(*topic);
+                out.extend_from_slice(body);
+            }
+            Self::Reply(number, body) => {
+                out.reserve(QUESTION_HEAD + body.len());
+                out.push(REPLY);
+                put_u64(&mut out, *number);
+                out.extend_from_slice(body);
+            }
             Self::Unknown(kind) => out.push(*kind),
         }
         out
@@ -279,16 +323,8 @@ impl Message {
     pub fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
         let mut from = Reader(bytes);
         let message = match from.u8()? {
-            COMMIT => {
-                let (first, end) = (LeafIndex(from.u64()?), TreeSize(from.u64()?));
-                let view = from.option()?.map(ViewIdentity);
-                let records = from.records()?;
-                let within = |record: &Record| (first.0..end.0).contains(&record.index.0);
-                if first.0 >= end.0 || !records.iter().all(within) || !from.0.is_empty() {
-                    return Err(Undecodable);
-                }
-                Self::Commit(Commit { first, end, view, records })
-            }
+            COMMIT => Self::Commit(from.commit()?),
+            SHARE => Self::Share(from.u64()?, from.commit()?),
             GROWN => Self::Grown(TreeSize(from.u64()?)),
             BEAT => {
                 let (node, program) = (from.text()?, from.text()?);
@@ -298,7 +334,9 @@ impl Message {
                 let heard = u16::from_be_bytes(*from.array()?);
                 let heard = (0..heard).map(|_| Ok((Incarnation(*from.array()?), from.u64()?)));
                 let heard = heard.collect::<Result<_, Undecodable>>()?;
-                Self::Beat(Beat { node, program, number, size, reflects, log_age_ms, leaving, heard })
+                // A program from before placements ends here.
+                let placement = from.u64().ok().filter(|placement| *placement > 0);
+                Self::Beat(Beat { node, program, number, size, reflects, log_age_ms, leaving, heard, placement })
             }
             ASK => {
                 let (question, position) = (from.u64()?, from.u64()?);
@@ -320,6 +358,11 @@ impl Message {
                 Self::Answer(Answer { question, part, parts, reflects, next, records })
             }
             ASIDE => Self::Aside(from.0.to_vec()),
+            QUESTION => {
+                let (number, topic) = (from.u64()?, from.u8()?);
+                Self::Question(Question { number, topic, body: from.0.to_vec() })
+            }
+            REPLY => Self::Reply(from.u64()?, from.0.to_vec()),
             kind => Self::Unknown(kind),
         };
         Ok(message)
@@ -344,6 +387,14 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 fn put_option(out: &mut Vec<u8>, bytes: Option<[u8; 16]>) {
     out.push(u8::from(bytes.is_some()));
     out.extend_from_slice(&bytes.unwrap_or_default());
+}
+
+fn put_commit(out: &mut Vec<u8>, commit: &Commit) {
+    out.reserve(COMMIT_HEAD + commit.records.iter().map(Record::bytes).sum::<usize>());
+    put_u64(out, commit.first.0);
+    put_u64(out, commit.end.0);
+    put_option(out, commit.view.map(|view| view.0));
+    put_records(out, &commit.records);
 }
 
 fn put_records(out: &mut Vec<u8>, records: &[Record]) {
@@ -391,6 +442,17 @@ impl<'a> Reader<'a> {
             1 => Ok(Some(*bytes)),
             _ => Err(Undecodable),
         }
+    }
+
+    fn commit(&mut self) -> Result<Commit, Undecodable> {
+        let (first, end) = (LeafIndex(self.u64()?), TreeSize(self.u64()?));
+        let view = self.option()?.map(ViewIdentity);
+        let records = self.records()?;
+        let within = |record: &Record| (first.0..end.0).contains(&record.index.0);
+        if first.0 >= end.0 || !records.iter().all(within) || !self.0.is_empty() {
+            return Err(Undecodable);
+        }
+        Ok(Commit { first, end, view, records })
     }
 
     fn records(&mut self) -> Result<Vec<Record>, Undecodable> {
@@ -444,6 +506,11 @@ mod tests {
             (any::<(u64, u64, u64, u32, bool)>(), "\\PC{0,20}", prop::collection::vec(any::<([u8; 16], u64)>(), 0..9));
         prop_oneof![
             commit().prop_map(Message::Commit),
+            (any::<u64>(), commit()).prop_map(|(share, commit)| Message::Share(share, commit)),
+            (any::<(u64, u8)>(), prop::collection::vec(any::<u8>(), 0..50))
+                .prop_map(|((number, topic), body)| Message::Question(Question { number, topic, body })),
+            (any::<u64>(), prop::collection::vec(any::<u8>(), 0..50))
+                .prop_map(|(number, body)| Message::Reply(number, body)),
             beat.prop_map(|((number, size, reflects, log_age_ms, leaving), node, heard)| Message::Beat(Beat {
                 program: node.clone(),
                 node,
@@ -453,6 +520,7 @@ mod tests {
                 log_age_ms,
                 leaving,
                 heard: heard.into_iter().map(|(who, number)| (Incarnation(who), number)).collect(),
+                placement: Some(size).filter(|size| *size > 0 && leaving),
             })),
             any::<u64>().prop_map(|size| Message::Grown(TreeSize(size))),
             prop::collection::vec(any::<u8>(), 0..50).prop_map(Message::Aside),
@@ -486,8 +554,10 @@ mod tests {
         fn what_is_cut_short_is_none(message in message(), cut in any::<prop::sample::Index>()) {
             let bytes = message.encode();
             let read = Message::decode(&bytes[..cut.index(bytes.len())]);
-            // What is said aside is whole to us however long it is: a frame is sealed whole.
-            prop_assert!(matches!(read, Err(Undecodable) | Ok(Message::Aside(_))));
+            // What others say to each other is whole to us however long it is, since a frame is sealed whole; a beat may be of an older program.
+            let whole_at_any_length =
+                matches!(read, Ok(Message::Aside(_) | Message::Question(_) | Message::Reply(..) | Message::Beat(_)));
+            prop_assert!(read == Err(Undecodable) || whole_at_any_length);
         }
 
         /// Every part fits; together they cover every entry once, but for those whose record fits nowhere; and each record is where its

@@ -105,6 +105,7 @@ mod a_shared_view {
                 keys: vec![ClusterKey::new(&[5; 32], "test").unwrap()],
                 beat: Duration::from_millis(100),
                 lease: Duration::from_secs(2),
+                copies: None,
             };
             let transport = network.join(config.incarnation);
             (Cluster::start(transport, config, Arc::clone(&host) as _).unwrap(), host)
@@ -182,6 +183,7 @@ fn node(network: &Network, n: u8, records: u64) -> Arc<Cluster> {
         keys: vec![ClusterKey::new(&[5; 32], "loss").unwrap()],
         beat: Duration::from_millis(100),
         lease: Duration::from_secs(2),
+        copies: None,
     };
     Cluster::start(network.join(config.incarnation), config, Arc::new(View(records))).unwrap()
 }

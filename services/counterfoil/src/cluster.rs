@@ -103,6 +103,7 @@ fn settings(config: &Config, node: String, life: Incarnation, keys: Vec<ClusterK
         keys,
         beat: Duration::from_millis(beat),
         lease: Duration::from_millis(lease),
+        copies: None,
     })
 }
 

@@ -81,6 +81,7 @@ async fn whoever_listens_in_the_database_reads_nothing() {
             keys: vec![ClusterKey::new(&[5; 32], "seen").unwrap()],
             beat: Duration::from_millis(50),
             lease: Duration::from_secs(2),
+            copies: None,
         };
         let transport = namespace.join(life(n)).await;
         (Cluster::start(transport, config, Arc::clone(&host) as _).unwrap(), host)

@@ -72,6 +72,7 @@ impl Site {
             keys: vec![ClusterKey::new(&[3; 32], "test").unwrap()],
             beat: Duration::from_millis(250),
             lease: Duration::from_secs(2),
+            copies: None,
         };
         service.join(Cluster::start(self.network.join(life), config, service.host()).unwrap());
         let follower = Follower::start(Arc::clone(&service));

@@ -149,6 +149,7 @@ impl Node {
             keys: vec![ClusterKey::new(&[5; 32], "bench").unwrap()],
             beat: Duration::from_millis(250),
             lease: Duration::from_secs(2),
+            copies: None,
         };
         let cluster = Cluster::start(self.transport(Incarnation(life)).await, config, Arc::clone(&host) as _).unwrap();
         println!("ready");
