@@ -291,6 +291,14 @@ impl Cluster {
         }
     }
 
+    /// Sends a node a question that nobody waits for an answer to: it has none, or what it is does not matter.
+    pub fn notify(&self, who: Incarnation, topic: Topic, question: Vec<u8>) {
+        // A number that is given out no more is pending for nobody.
+        let number = self.shared.asking.begin(who).number;
+        let question = Question { number, topic: topic.byte(), body: question };
+        self.shared.send(Audience::One(who), &Message::Question(question));
+    }
+
     /// From now on questions of a topic are answered by `answers`. To be called once for each.
     pub fn answer_by(&self, topic: Topic, answers: Arc<dyn Answers>) {
         if !self.shared.asking.answers_by(topic, answers) {

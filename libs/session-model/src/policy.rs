@@ -82,6 +82,7 @@ impl Profile {
             audited_reads: false,
             retention_days: None,
             requests_per_second: 0,
+            acknowledged_by: 0,
             limits: Limits::default(),
         };
         let regulated = Policy {
@@ -200,6 +201,8 @@ pub struct Policy {
     pub retention_days: Option<u32>,
     /// Requests a second each credential of the realm may make; 0 is no limit.
     pub requests_per_second: u32,
+    /// Other nodes that must have a change before it is answered, in a realm that keeps no log.
+    pub acknowledged_by: u8,
     /// Size of attributes.
     pub limits: Limits,
 }
@@ -228,6 +231,8 @@ pub struct Overrides {
     pub retention_days: Option<u32>,
     /// Requests a second each credential may make; 0 or absent is no limit.
     pub requests_per_second: Option<u32>,
+    /// Other nodes that must have a change before it is answered.
+    pub acknowledged_by: Option<u8>,
     /// Bytes of JSON the attributes of a session may take.
     pub max_attribute_bytes: Option<u32>,
     /// Top-level attributes a session may have.
@@ -341,6 +346,7 @@ impl Policy {
             audited_reads: overrides.audited_reads.unwrap_or(preset.audited_reads),
             retention_days: overrides.retention_days,
             requests_per_second: overrides.requests_per_second.unwrap_or(preset.requests_per_second),
+            acknowledged_by: overrides.acknowledged_by.unwrap_or(preset.acknowledged_by),
             limits: Limits {
                 bytes: limit("max_attribute_bytes", overrides.max_attribute_bytes, preset.limits.bytes)?,
                 count: limit("max_attributes", overrides.max_attributes, preset.limits.count)?,

@@ -174,7 +174,7 @@ impl TransientSessions {
     pub fn counts(&self) -> TransientCounts {
         TransientCounts {
             expired: self.expired.load(Ordering::Relaxed),
-            lost: self.peers.get().map_or(0, |peers| peers.lost()),
+            lost: self.peers.get().map_or_else(|| self.store.lost(), |peers| peers.lost()),
             alone: self.alone.load(Ordering::Relaxed),
         }
     }
@@ -183,12 +183,18 @@ impl TransientSessions {
     fn admitted(&self, realm: &RealmName) -> Result<&Policy, ServiceError> {
         let policy = self.config.realms.get(realm).ok_or(ServiceError::NotFound)?;
         if let Some(nodes) = self.config.majority_of
-            && self.peers.get().is_none_or(|peers| peers.within_reach() * 2 <= nodes)
+            && self.within_reach() * 2 <= nodes
         {
             self.alone.fetch_add(1, Ordering::Relaxed);
             return Err(ServiceError::Unavailable(Unavailable::TooFewNodes));
         }
         Ok(policy)
+    }
+
+    /// Nodes that this one hears and that hear it, and itself.
+    fn within_reach(&self) -> usize {
+        let of_store = || self.store.within_reach().unwrap_or_default();
+        self.peers.get().map_or_else(of_store, |peers| peers.within_reach())
     }
 
     /// As [`SessionService::create`](crate::SessionService::create).
@@ -211,7 +217,7 @@ impl TransientSessions {
             let cap = new.subject.as_ref().map(|_| policy.sessions_per_subject);
             let state = self.after(None, &event, &caller.realm, id, now)?;
             let answer = self.answer_to(idempotency, id, Some(&token), now)?;
-            match self.put(Put { state: state.clone(), base: None, cap, answer }).await? {
+            match self.put(Put { state: state.clone(), base: None, cap, answer, acknowledged_by: policy.acknowledged_by }).await? {
                 Outcome::Done => return Ok(happened(state, Some(token))),
                 Outcome::Full => return Err(ServiceError::Unavailable(Unavailable::ViewFull)),
                 Outcome::CapReached => self.make_room(caller, new.subject.as_deref(), policy).await?,
@@ -426,7 +432,8 @@ impl TransientSessions {
                 Some(_) => None,
                 None => self.answer_to(idempotency, id, token.as_ref(), now)?,
             };
-            let put = Put { state: state.clone(), base: Some(stands.stamp), cap, answer };
+            let acknowledged_by = policy.acknowledged_by;
+            let put = Put { state: state.clone(), base: Some(stands.stamp), cap, answer, acknowledged_by };
             match self.put(put).await? {
                 Outcome::Done => match too_late {
                     Some(ended) => {
@@ -516,7 +523,8 @@ impl TransientSessions {
         let now = self.clock.now();
         let Ok(event) = decide(Some(&stands.session), Command::Expire, now, policy) else { return Ok(false) };
         let state = self.after(Some(&stands.session), &event, &session.realm, session.id, now)?;
-        let put = Put { state, base: Some(stands.stamp), cap: None, answer: None };
+        // Whoever looks at it finds it expired, whether others were told or not.
+        let put = Put { state, base: Some(stands.stamp), cap: None, answer: None, acknowledged_by: 0 };
         let done = self.put(put).await? == Outcome::Done;
         self.expired.fetch_add(u64::from(done), Ordering::Relaxed);
         Ok(done)
@@ -652,6 +660,7 @@ fn of_store(failure: StoreError) -> ServiceError {
             warn!(failure = &*cause as &dyn std::error::Error, "the store of transient sessions has not answered");
             ServiceError::OutcomeUnknown
         }
+        StoreError::TooFewNodes => ServiceError::Unavailable(Unavailable::TooFewNodes),
         StoreError::Undecodable(id) => {
             error!(session = %id, "the store of transient sessions holds something undecodable");
             ServiceError::NotFound

@@ -259,7 +259,8 @@ impl TransientStore for RedisTransients {
     }
 
     async fn put(&self, put: Put) -> Result<Outcome, StoreError> {
-        let Put { state, base, cap, answer } = put;
+        // One Redis is one place.
+        let Put { state, base, cap, answer, acknowledged_by: _ } = put;
         let (id, now) = (state.session.id, state.stamp.at);
         let realm = state.session.realm.clone();
         let before = match (base, state.session.ended().is_some() || cap.is_some()) {

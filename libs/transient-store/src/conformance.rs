@@ -41,11 +41,11 @@ fn stamp(seconds: i64, writer: u128) -> Stamp {
 }
 
 fn beginning(state: &Stamped) -> Put {
-    Put { state: state.clone(), base: None, cap: None, answer: None }
+    Put { state: state.clone(), base: None, cap: None, answer: None, acknowledged_by: 0 }
 }
 
 fn changing(state: &Stamped, base: &Stamped) -> Put {
-    Put { state: state.clone(), base: Some(base.stamp), cap: None, answer: None }
+    Put { state: state.clone(), base: Some(base.stamp), cap: None, answer: None, acknowledged_by: 0 }
 }
 
 /// Every session of a realm.

@@ -34,6 +34,8 @@ pub struct Put {
     pub cap: Option<u32>,
     /// The answer to keep under an idempotency key.
     pub answer: Option<(Digest, KeptAnswer)>,
+    /// Nodes beside the one that decides that must have the state before [`Outcome::Done`] is said. A store that is one place has none.
+    pub acknowledged_by: u8,
 }
 
 /// What becomes of a [`Put`].
@@ -102,6 +104,9 @@ pub enum StoreError {
     /// It was asked and has not said what became of it.
     #[error("the store has not answered")]
     Unknown(#[source] Box<dyn Error + Send + Sync>),
+    /// Fewer nodes are within reach than are to acknowledge it. Nothing was changed.
+    #[error("too few nodes are within reach to acknowledge it")]
+    TooFewNodes,
     /// What it holds of this session is no state of it.
     #[error("the store holds something undecodable for session {0}")]
     Undecodable(SessionId),
@@ -152,4 +157,14 @@ pub trait TransientStore: Send + Sync + 'static {
 
     /// How it is doing.
     fn status(&self) -> StoreStatus;
+
+    /// Nodes that keep the sessions together and hear each other, this one included; `None` if it is one place.
+    fn within_reach(&self) -> Option<usize> {
+        None
+    }
+
+    /// Changes that were lost since the start because others were made apart from them, as this process saw.
+    fn lost(&self) -> u64 {
+        0
+    }
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use hashbrown::HashMap;
 use parking_lot::RwLock;
 use session_model::transient::{Joined, Stamped, bucket};
-use session_model::{Digest, RealmName, Session, SessionId, Timestamp};
+use session_model::{Digest, RealmName, SLOTS, Session, SessionId, Slot, Timestamp};
 use session_view::session_bytes;
 
 use crate::{KeptAnswer, Listing, Outcome, Put, REMEMBERED, StoreError, StoreStatus, TransientStore};
@@ -44,8 +44,8 @@ struct Held {
     answers_end: BTreeSet<(i64, [u8; 32])>,
     /// Estimated, of all of it.
     bytes: usize,
-    /// For each bucket the sum, modulo 2^64, of the fingerprints in it.
-    sums: [u64; SUMS],
+    /// For each slot the sum, modulo 2^64, of the fingerprints in it.
+    sums: Vec<u64>,
 }
 
 /// What became of states that came from elsewhere.
@@ -70,7 +70,7 @@ impl MemoryTransients {
             answers: HashMap::new(),
             answers_end: BTreeSet::new(),
             bytes: 0,
-            sums: [0; SUMS],
+            sums: vec![0; SLOTS],
         };
         Self { budget: if bytes == 0 { usize::MAX } else { bytes }, held: RwLock::new(held) }
     }
@@ -104,7 +104,45 @@ impl MemoryTransients {
 
     /// For each bucket of [`bucket`] a sum over what is held: two stores that hold the same have the same.
     pub fn sums(&self) -> [u64; SUMS] {
-        self.held.read().sums
+        let mut buckets = [0_u64; SUMS];
+        // A slot's number ends in the byte that is the bucket.
+        for (sum, slot) in self.held.read().sums.iter().zip(Slot::all()) {
+            if let Some(bucket) = buckets.get_mut(slot.index() % SUMS) {
+                *bucket = bucket.wrapping_add(*sum);
+            }
+        }
+        buckets
+    }
+
+    /// For each slot a sum over what is held, by its number: 0 where nothing is.
+    pub fn slot_sums(&self) -> Vec<u64> {
+        self.held.read().sums.clone()
+    }
+
+    /// What is held in slots that `wanted` says yes to.
+    pub fn in_slots(&self, wanted: impl Fn(Slot) -> bool) -> Vec<Stamped> {
+        let held = self.held.read();
+        held.sessions.values().filter(|state| wanted(Slot::of(state.session.id))).cloned().collect()
+    }
+
+    /// Drops what is held in slots whose sum is still this: others hold it. Says how many sessions that were.
+    pub fn drop_slots(&self, slots: &[(Slot, u64)]) -> usize {
+        let mut held = self.held.write();
+        let mut goes = [false; SLOTS];
+        for (slot, sum) in slots {
+            if let Some(goes) = goes.get_mut(slot.index()) {
+                *goes = held.sums.get(slot.index()) == Some(sum);
+            }
+        }
+        let in_one = |id: &SessionId| goes.get(Slot::of(*id).index()) == Some(&true);
+        let gone: Vec<SessionId> = held.sessions.keys().filter(|id| in_one(id)).copied().collect();
+        gone.iter().for_each(|id| held.remove(*id));
+        gone.len()
+    }
+
+    /// Keeps an answer under an idempotency key, where the state that it is about stands elsewhere.
+    pub fn keep(&self, key: Digest, kept: KeptAnswer) {
+        self.held.write().keep(key, kept);
     }
 
     /// What is held in one bucket.
@@ -171,7 +209,7 @@ impl Held {
     }
 
     fn sum(&mut self, state: &Stamped, how: fn(u64, u64) -> u64) {
-        if let Some(sum) = self.sums.get_mut(usize::from(bucket(state.session.id))) {
+        if let Some(sum) = self.sums.get_mut(Slot::of(state.session.id).index()) {
             *sum = how(*sum, state.fingerprint());
         }
     }
@@ -219,15 +257,35 @@ impl Held {
         wanted.take(listing.limit).map(|state| Arc::clone(&state.session)).collect()
     }
 
+    /// Takes a session out of the table and of every index.
+    fn remove(&mut self, id: SessionId) {
+        let Some(gone) = self.sessions.remove(&id) else { return };
+        self.sum(&gone, u64::wrapping_sub);
+        self.bytes = self.bytes.saturating_sub(weight(&gone));
+        if let Some(ids) = self.by_realm.get_mut(&gone.session.realm) {
+            ids.remove(&id);
+        }
+        self.leave_seat(seat(&gone.session), id);
+        self.unindex(id);
+        self.graves.remove(&(gone.session.expires_at.plus(REMEMBERED).as_micros(), id));
+    }
+
+    fn keep(&mut self, key: Digest, kept: KeptAnswer) {
+        let until = kept.expires.as_micros();
+        self.answers_end.insert((until, key.0));
+        match self.answers.insert(key, kept) {
+            None => self.bytes += ANSWER,
+            Some(before) if before.expires.as_micros() != until => {
+                self.answers_end.remove(&(before.expires.as_micros(), key.0));
+            }
+            Some(_) => {}
+        }
+    }
+
     fn forget(&mut self, now: Timestamp) {
         while let Some((until, id)) = self.graves.first().copied().filter(|(until, _)| *until <= now.as_micros()) {
             self.graves.remove(&(until, id));
-            let Some(gone) = self.sessions.remove(&id) else { continue };
-            self.sum(&gone, u64::wrapping_sub);
-            self.bytes = self.bytes.saturating_sub(weight(&gone));
-            if let Some(ids) = self.by_realm.get_mut(&gone.session.realm) {
-                ids.remove(&id);
-            }
+            self.remove(id);
         }
         while let Some((until, key)) = self.answers_end.first().copied().filter(|(until, _)| *until <= now.as_micros())
         {
@@ -260,7 +318,8 @@ impl TransientStore for MemoryTransients {
     }
 
     async fn put(&self, put: Put) -> Result<Outcome, StoreError> {
-        let Put { state, base, cap, answer } = put;
+        // There is nobody else who could acknowledge it.
+        let Put { state, base, cap, answer, acknowledged_by: _ } = put;
         let mut held = self.held.write();
         if let Some((key, _)) = &answer
             && held.answers.get(key).is_some_and(|kept| kept.expires > state.stamp.at)
@@ -291,15 +350,7 @@ impl TransientStore for MemoryTransients {
         };
         held.set(state.kept());
         if let Some((key, kept)) = answer {
-            let until = kept.expires.as_micros();
-            held.answers_end.insert((until, key.0));
-            match held.answers.insert(key, kept) {
-                None => held.bytes += ANSWER,
-                Some(before) if before.expires.as_micros() != until => {
-                    held.answers_end.remove(&(before.expires.as_micros(), key.0));
-                }
-                Some(_) => {}
-            }
+            held.keep(key, kept);
         }
         Ok(Outcome::Done)
     }

@@ -30,7 +30,7 @@ async fn at_its_budget_no_session_begins_and_what_is_over_makes_room() {
     let mut begun_ones = Vec::new();
     for n in 0.. {
         let state = begun(&realm("a"), n, None);
-        match put(&store, Put { state: state.clone(), base: None, cap: None, answer: None }).await {
+        match put(&store, Put { state: state.clone(), base: None, cap: None, answer: None, acknowledged_by: 0 }).await {
             Outcome::Done => begun_ones.push(state),
             outcome => {
                 assert_eq!(outcome, Outcome::Full);
@@ -42,7 +42,7 @@ async fn at_its_budget_no_session_begins_and_what_is_over_makes_room() {
     assert!(store.status().bytes <= 20_000);
     for state in &begun_ones {
         let ended = after(state, 1, 1, end);
-        let put = put(&store, Put { state: ended, base: Some(state.stamp), cap: None, answer: None }).await;
+        let put = put(&store, Put { state: ended, base: Some(state.stamp), cap: None, answer: None, acknowledged_by: 0 }).await;
         assert_eq!(put, Outcome::Done);
     }
     let over = begun_ones[0].session.expires_at;

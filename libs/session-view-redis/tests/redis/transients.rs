@@ -46,7 +46,7 @@ async fn nothing_personal_is_in_clear_and_a_moved_or_altered_value_is_noticed() 
     let store = store(&namespace).await;
     let states = [1, 2].map(|n| begun(&realm("a"), n, Some("ada-of-redis")));
     for state in &states {
-        let done = put(&store, Put { state: state.clone(), base: None, cap: Some(5), answer: None }).await;
+        let done = put(&store, Put { state: state.clone(), base: None, cap: Some(5), answer: None, acknowledged_by: 0 }).await;
         assert_eq!(done, Outcome::Done);
     }
     let mut raw = namespace.raw().await;
@@ -95,7 +95,7 @@ async fn without_redis_there_is_no_answer_and_a_redis_cluster_is_refused() {
     let store = RedisTransients::connect(nowhere).await.unwrap();
     assert!(!store.status().available);
     assert!(matches!(store.list(&all(&realm("a"))).await, Err(StoreError::Unavailable(_))));
-    let put = Put { state: begun(&realm("a"), 1, None), base: None, cap: None, answer: None };
+    let put = Put { state: begun(&realm("a"), 1, None), base: None, cap: None, answer: None, acknowledged_by: 0 };
     assert!(matches!(store.put(put).await, Err(StoreError::Unavailable(_))), "nothing was sent");
     let cluster = RedisTransientsConfig { url: "redis+cluster://127.0.0.1:1".into(), ..config(&namespace) };
     assert!(matches!(RedisTransients::connect(cluster).await, Err(ConfigError::Cluster)));

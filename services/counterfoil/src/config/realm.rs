@@ -57,6 +57,7 @@ impl JsonSchema for Realm {
                 "audited_reads": {"type": "boolean", "description": "Whether reading a session by id is itself an entry"},
                 "retention_days": count("Days after which what is sealed beside an entry may be dropped; absent is never"),
                 "requests_per_second": count("Requests a second each credential may make; 0 is no limit"),
+                "acknowledged_by": count("Profile transient over transport partner: other nodes that must have a change before it is answered"),
                 "max_attribute_bytes": count("Bytes of JSON the attributes of a session may take"),
                 "max_attributes": count("Top-level attributes a session may have"),
             },
