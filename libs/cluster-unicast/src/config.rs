@@ -8,6 +8,8 @@ use crate::resolve::split;
 /// How a node meets the others.
 #[derive(Debug, Clone)]
 pub struct UnicastConfig {
+    /// What the transport is called where it is shown: `unicast`, or the name of what is made of its links.
+    pub name: &'static str,
     /// Addresses to listen at, `host:port`. At `0.0.0.0:7447`, every interface, others take the address that they see this node at. A name is
     /// told to them as a name, which is what a certificate with names, but without addresses, needs.
     pub listen: Vec<String>,
@@ -67,6 +69,7 @@ impl UnicastConfig {
     #[must_use]
     pub fn new(cluster_id: impl Into<String>, listen: Vec<String>) -> Self {
         Self {
+            name: "unicast",
             listen,
             peers: Vec::new(),
             tls: None,

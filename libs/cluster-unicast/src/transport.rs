@@ -85,7 +85,7 @@ impl Transport for UnicastTransport {
     fn capabilities(&self) -> Capabilities {
         let encrypted = self.mesh.config.tls.is_some();
         Capabilities {
-            name: "unicast",
+            name: self.mesh.config.name,
             max_frame: MAX_FRAME,
             addressed: true,
             records: true,

@@ -217,7 +217,10 @@ impl TransientSessions {
             let cap = new.subject.as_ref().map(|_| policy.sessions_per_subject);
             let state = self.after(None, &event, &caller.realm, id, now)?;
             let answer = self.answer_to(idempotency, id, Some(&token), now)?;
-            match self.put(Put { state: state.clone(), base: None, cap, answer, acknowledged_by: policy.acknowledged_by }).await? {
+            match self
+                .put(Put { state: state.clone(), base: None, cap, answer, acknowledged_by: policy.acknowledged_by })
+                .await?
+            {
                 Outcome::Done => return Ok(happened(state, Some(token))),
                 Outcome::Full => return Err(ServiceError::Unavailable(Unavailable::ViewFull)),
                 Outcome::CapReached => self.make_room(caller, new.subject.as_deref(), policy).await?,

@@ -177,25 +177,6 @@ impl Owning {
         Ok(())
     }
 
-    /// The copy of a session that this node or another holder has, where the owner does not answer.
-    pub(crate) async fn copy_of(&self, id: SessionId) -> Option<Stamped> {
-        let placement = self.placement();
-        for who in placement.partners(Slot::of(id)) {
-            let copy = if *who == placement.me() {
-                self.held(id).await
-            } else {
-                match ask(&self.cluster, *who, &Question::Held(id)).await {
-                    Ok(Reply::State(state)) => state.filter(|state| state.session.id == id),
-                    Ok(_) | Err(_) => None,
-                }
-            };
-            if copy.is_some() {
-                return copy;
-            }
-        }
-        None
-    }
-
     /// Lets a state stand if what it was made from does, here where that is decided, and has it acknowledged.
     pub(crate) async fn put(
         &self,

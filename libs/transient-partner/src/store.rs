@@ -143,17 +143,8 @@ impl PartnerTransients {
         }
     }
 
-    /// Takes a question to the owner of a session's slot, whoever that is by the time that somebody answers. `otherwise` is tried whenever the
-    /// owner does not answer.
-    async fn at_owner<F>(
-        &self,
-        slot: Slot,
-        question: impl Fn(Attempt) -> Question,
-        otherwise: impl Fn(Arc<Owning>) -> F,
-    ) -> Result<Routed, Nobody>
-    where
-        F: Future<Output = Option<Reply>>,
-    {
+    /// Takes a question to the owner of a session's slot, whoever that is by the time that somebody answers.
+    async fn at_owner(&self, slot: Slot, question: impl Fn(Attempt) -> Question) -> Result<Routed, Nobody> {
         let Some(Joined { owning, .. }) = self.joined.get() else { return Err(Nobody { heard: false }) };
         let (began, mut disagreeing, mut attempt) = (Instant::now(), None, Attempt { insist: false, again: false });
         loop {
@@ -165,12 +156,7 @@ impl PartnerTransients {
             match ask(owning.cluster(), placement.owner(slot), &question(attempt)).await {
                 Ok(Reply::NotMine) => disagreeing = disagreeing.or(Some(Instant::now())),
                 Ok(reply) => return Ok(Routed::Reply(reply, attempt)),
-                Err(failure) => {
-                    attempt.again |= failure == AskError::Unanswered;
-                    if let Some(reply) = otherwise(Arc::clone(owning)).await {
-                        return Ok(Routed::Reply(reply, attempt));
-                    }
-                }
+                Err(failure) => attempt.again |= failure == AskError::Unanswered,
             }
             if began.elapsed() > self.config.patience {
                 return Err(Nobody { heard: attempt.again });
@@ -190,7 +176,7 @@ impl PartnerTransients {
             let state = state.clone();
             Question::Put { state, base, acknowledged_by, insist, again }
         };
-        let (became, again) = match self.at_owner(Slot::of(state.session.id), question, async |_| None).await? {
+        let (became, again) = match self.at_owner(Slot::of(state.session.id), question).await? {
             Routed::Here(owning, Attempt { again, .. }) => {
                 let became = owning.put(state, base, acknowledged_by, again).await;
                 (became.map_err(|_| StoreError::from(Nobody { heard: again }))?, again)
@@ -271,9 +257,9 @@ impl TransientStore for PartnerTransients {
         if self.joined.get().is_none() {
             return self.replica.get(id).await;
         }
-        // Where the owner does not answer a partner's copy is as good as it was a moment ago.
-        let copy = async |owning: Arc<Owning>| owning.copy_of(id).await.map(|state| Reply::State(Some(state)));
-        let asked = self.at_owner(Slot::of(id), |attempt| Question::Get { id, insist: attempt.insist }, copy).await;
+        // A partner's copy may be older than what the owner has said to others: that is waited for, until it answers or is not the owner any more.
+        let question = |attempt: Attempt| Question::Get { id, insist: attempt.insist };
+        let asked = self.at_owner(Slot::of(id), question).await;
         match asked.map_err(|_| unanswered())? {
             Routed::Here(owning, _) => owning.stands(id).await.map_err(|_| unanswered()),
             Routed::Reply(Reply::State(state), _) => Ok(state.filter(|state| state.session.id == id)),
@@ -316,7 +302,7 @@ impl TransientStore for PartnerTransients {
             return self.replica.mark_used(id, at).await;
         }
         let question = |attempt: Attempt| Question::Mark { id, at, insist: attempt.insist };
-        match self.at_owner(Slot::of(id), question, async |_| None).await? {
+        match self.at_owner(Slot::of(id), question).await? {
             Routed::Here(owning, _) => Ok(owning.mark(id, at).await),
             Routed::Reply(Reply::State(state), _) => Ok(state),
             Routed::Reply(..) => Err(unanswered()),

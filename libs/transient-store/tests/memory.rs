@@ -42,7 +42,9 @@ async fn at_its_budget_no_session_begins_and_what_is_over_makes_room() {
     assert!(store.status().bytes <= 20_000);
     for state in &begun_ones {
         let ended = after(state, 1, 1, end);
-        let put = put(&store, Put { state: ended, base: Some(state.stamp), cap: None, answer: None, acknowledged_by: 0 }).await;
+        let put =
+            put(&store, Put { state: ended, base: Some(state.stamp), cap: None, answer: None, acknowledged_by: 0 })
+                .await;
         assert_eq!(put, Outcome::Done);
     }
     let over = begun_ones[0].session.expires_at;

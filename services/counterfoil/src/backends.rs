@@ -251,6 +251,11 @@ pub(crate) async fn open_transport(
             Some(Arc::new(MulticastTransport::open(settings, life)?))
         }
         TransportKind::Unicast => Some(Arc::new(UnicastTransport::open(unicast(config, namespace)?, life).await?)),
+        // The same links: what is new is who holds what.
+        TransportKind::Partner => {
+            let settings = UnicastConfig { name: "partner", ..unicast(config, namespace)? };
+            Some(Arc::new(UnicastTransport::open(settings, life).await?))
+        }
         TransportKind::Postgres => {
             let url = config.log_url()?;
             if !url.starts_with("postgres") {

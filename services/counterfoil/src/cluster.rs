@@ -103,6 +103,7 @@ fn settings(config: &Config, node: String, life: Incarnation, keys: Vec<ClusterK
         keys,
         beat: Duration::from_millis(beat),
         lease: Duration::from_millis(lease),
+        // Only a node that serves holds anything.
         copies: None,
     })
 }
@@ -126,7 +127,8 @@ pub(crate) async fn join(
     let life = Incarnation(Ids.secret()?.first_chunk().copied().ok_or("a secret is too short")?);
     let Some(transport) = open(config, origin, life).await? else { return Ok(None) };
     let keys = keys(&config.cluster, keyring, origin)?;
-    let settings = settings(config, config.node.clone(), life, keys)?;
+    let mut settings = settings(config, config.node.clone(), life, keys)?;
+    settings.copies = (config.cluster.transport == TransportKind::Partner).then_some(config.cluster.partner.copies);
     let cluster = Cluster::start(transport, settings, host)?;
     let mut tasks = vec![tokio::spawn(watch(Arc::clone(&cluster), config.cluster.nodes))];
     if config.cluster.keys_file.is_some() {
@@ -506,7 +508,9 @@ const fn hint(transport: TransportKind) -> &'static str {
         TransportKind::Multicast => {
             "is another node running, on this group and port? Many networks, and nearly all clouds, carry no multicast"
         }
-        TransportKind::Unicast => "is another node running, and does cluster.unicast.peers name it? Is its port open?",
+        TransportKind::Unicast | TransportKind::Partner => {
+            "is another node running, and does cluster.unicast.peers name it? Is its port open?"
+        }
         TransportKind::Redis => "is another node running, on this Redis, with the same key files?",
         TransportKind::Postgres => "is another node running, on this database, with the same key files?",
     }

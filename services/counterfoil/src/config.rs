@@ -21,9 +21,14 @@ use crate::soap::Soap;
 use crate::tls::Tls;
 
 pub(crate) use anchors::{Anchor, Anchors, S3Mode, S3Section};
-pub(crate) use cluster::{ClusterSection, MulticastSection, RedisSection, TransportKind, UnicastSection};
+pub(crate) use cluster::{
+    ClusterSection, MulticastSection, PartnerSection, RedisSection, TransportKind, UnicastSection,
+};
 pub(crate) use realm::Realm;
 pub(crate) use sinks::{Sink, SinkFormat, SinkKind, SinkStart};
+
+/// Copies of a session at most: beyond them every node might as well hold all.
+const COPIES: u8 = 7;
 
 /// Prefix of environment variables: `COUNTERFOIL__SECTION__KEY`.
 const PREFIX: &str = "COUNTERFOIL__";
@@ -180,8 +185,8 @@ pub(crate) enum Beyond {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Transient {
-    /// `memory:`, in the nodes themselves, which send each other what they hold if `cluster.transport` is `unicast` or `redis`; or
-    /// `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`, a Redis that the nodes share. Default `memory:`.
+    /// `memory:`, in the nodes themselves, which send each other what they hold if `cluster.transport` is `unicast` or `redis`, and
+    /// share it out if it is `partner`; or `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`, a Redis that the nodes share. Default `memory:`.
     pub url: String,
     /// File that holds the URL, for one with a password.
     pub url_file: Option<PathBuf>,
@@ -322,6 +327,7 @@ impl Default for Config {
                     allowed_names: Vec::new(),
                     verify_host: true,
                 },
+                partner: PartnerSection { copies: 1 },
                 multicast: MulticastSection {
                     group: "239.255.77.46:7446".into(),
                     interface: None,
@@ -440,11 +446,40 @@ impl Config {
                 });
             }
         }
+        self.check_partners()?;
         let wrong = |(key, why)| ConfigError::Value { key, why };
         if let Some(oidc) = &self.console.oidc {
             oidc.check(&self.realms).map_err(wrong)?;
         }
         self.soap.check(&self.realms).map_err(wrong)
+    }
+
+    /// A realm can be promised no more acknowledgements than there are copies to give them.
+    fn check_partners(&self) -> Result<(), ConfigError> {
+        let copies = self.cluster.partner.copies;
+        if copies > COPIES {
+            let why = format!("must be 0 to {COPIES}");
+            return Err(ConfigError::Value { key: "cluster.partner.copies".into(), why });
+        }
+        for (name, realm) in &self.realms {
+            let Some(asked) = realm.overrides.acknowledged_by.filter(|asked| *asked > 0) else { continue };
+            let lacking = [
+                (
+                    realm.profile != Profile::Transient,
+                    "is for profile transient: an entry is in the log before it is answered".into(),
+                ),
+                (self.cluster.transport != TransportKind::Partner, "needs cluster.transport = \"partner\"".into()),
+                (
+                    !matches!(self.transient_url()?.as_str(), "memory:" | "memory"),
+                    "needs transient.url = \"memory:\"".into(),
+                ),
+                (asked > copies, format!("is more than cluster.partner.copies ({copies})")),
+            ];
+            if let Some((_, why)) = lacking.into_iter().find(|(lacking, _)| *lacking) {
+                return Err(ConfigError::Value { key: format!("realms.{name}.acknowledged_by"), why });
+            }
+        }
+        Ok(())
     }
 
     /// The realms and what each demands.
@@ -698,6 +733,33 @@ mod tests {
             assert!(refused.to_string().starts_with("transient.minority: "), "{refused}");
         }
         assert!(load("[transient]\nminority = 'refuse'\n[cluster]\nnodes = 3\ntransport = 'redis'", &[]).is_ok());
+    }
+
+    #[test]
+    fn no_more_acknowledgements_are_promised_than_there_are_partners() {
+        let realm = |more: &str| format!("[realms.x]\nacknowledged_by = 2\n{more}");
+        let key = "realms.x.acknowledged_by: ";
+        for (wrong, why) in [
+            (realm("[cluster]\ntransport = 'partner'\npartner.copies = 2"), "profile transient"),
+            (realm("profile = 'transient'\n[cluster]\ntransport = 'unicast'\npartner.copies = 2"), "cluster.transport"),
+            (realm("profile = 'transient'\n[cluster]\ntransport = 'partner'"), "cluster.partner.copies (1)"),
+            (
+                realm(
+                    "profile = 'transient'\n[transient]\nurl = 'redis://x'\n[cluster]\ntransport = 'partner'\npartner.copies = 2",
+                ),
+                "transient.url",
+            ),
+        ] {
+            let refused = load(&wrong, &[]).unwrap_err().to_string();
+            assert!(refused.starts_with(key) && refused.contains(why), "{refused}");
+        }
+        let right =
+            load(&realm("profile = 'transient'\n[cluster]\ntransport = 'partner'\npartner.copies = 2"), &[]).unwrap();
+        let policies = right.policies().unwrap();
+        assert!(policies.iter().any(|(name, _, policy)| name.as_str() == "x" && policy.acknowledged_by == 2));
+        let refused = load("[cluster]\npartner.copies = 8", &[]).unwrap_err().to_string();
+        assert!(refused.starts_with("cluster.partner.copies: "), "{refused}");
+        assert!(load("[realms.x]\nacknowledged_by = 0", &[]).is_ok());
     }
 
     #[test]

@@ -11,20 +11,34 @@ use session_model::{Policy, Profile, RealmName};
 use session_service::{SessionService, TransientConfig, TransientSessions};
 use telemetry::Metrics;
 use tracing::warn;
+use transient_partner::{BESIDE_A_STATE, PartnerConfig, PartnerTransients};
 use transient_store::{MemoryTransients, TransientStore};
 
-use crate::config::{Config, ConfigError, Minority};
+use crate::config::{Config, ConfigError, Minority, TransportKind};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// The sessions of realms that keep no log, while the service runs.
 pub(crate) struct Transients {
     sessions: Arc<TransientSessions>,
-    /// The store, if it is this node's own.
-    replica: Option<Arc<MemoryTransients>>,
+    /// How this node keeps them together with others.
+    kept: Kept,
     /// The largest of the bounds on attributes.
     attribute_bytes: usize,
 }
+
+/// Where the sessions are.
+enum Kept {
+    /// In a store that the nodes share.
+    Shared,
+    /// In this node, which holds all.
+    Whole(Arc<MemoryTransients>),
+    /// In this node as far as it is an owner or a partner.
+    Partners(Arc<PartnerTransients>),
+}
+
+/// How long a request goes on beyond the moment at which a node that has fallen silent is seen to have.
+const BEYOND_LEASE: Duration = Duration::from_millis(500);
 
 /// Bytes that a session may take beside its attributes as nodes send it to each other: names, agents and methods as long as they may be, digests
 /// of the tokens it has had.
@@ -56,15 +70,24 @@ pub(crate) async fn open(
     }
     let attribute_bytes = realms.values().map(|policy| policy.limits.bytes).max().unwrap_or_default();
     let url = config.transient_url()?;
-    let (store, replica): (Arc<dyn TransientStore>, _) = if url == "memory:" || url == "memory" {
-        let replica = Arc::new(MemoryTransients::new(config.transient.memory_bytes));
-        (Arc::clone(&replica) as _, Some(replica))
+    let (store, kept): (Arc<dyn TransientStore>, _) = if url != "memory:" && url != "memory" {
+        (crate::backends::open_transients(config, &url, origin, keyring).await?, Kept::Shared)
     } else {
-        (crate::backends::open_transients(config, &url, origin, keyring).await?, None)
+        let replica = Arc::new(MemoryTransients::new(config.transient.memory_bytes));
+        if config.cluster.transport == TransportKind::Partner {
+            let clock = Arc::clone(service.clock());
+            let patience = Duration::from_millis(config.cluster.lease_ms) + BEYOND_LEASE;
+            let settings = PartnerConfig { patience, now: Arc::new(move || clock.now()) };
+            let partners = PartnerTransients::new(replica, settings);
+            (Arc::clone(&partners) as _, Kept::Partners(partners))
+        } else {
+            (Arc::clone(&replica) as _, Kept::Whole(replica))
+        }
     };
+    let in_memory = !matches!(kept, Kept::Shared);
     let majority_of = match config.transient.minority {
         Minority::Serve => None,
-        Minority::Refuse if replica.is_none() => {
+        Minority::Refuse if !in_memory => {
             return Err(refused(
                 "transient.minority",
                 "refuse is for transient.url = \"memory:\": one Redis has no minority",
@@ -72,14 +95,14 @@ pub(crate) async fn open(
         }
         Minority::Refuse => Some(config.cluster.nodes),
     };
-    if replica.is_some() && log_shared && config.cluster.transport == crate::config::TransportKind::None {
+    if in_memory && log_shared && config.cluster.transport == TransportKind::None {
         warn!(
             "other nodes of this log will not know the transient sessions of this one: set cluster.transport, or transient.url to a Redis"
         );
     }
     let settings = TransientConfig { realms, deadline: Duration::from_millis(config.log.deadline_ms), majority_of };
     let sessions = TransientSessions::start(store, keyring.clone(), Arc::clone(service.clock()), settings)?;
-    Ok(Some(Transients { sessions, replica, attribute_bytes }))
+    Ok(Some(Transients { sessions, kept, attribute_bytes }))
 }
 
 impl Transients {
@@ -93,18 +116,30 @@ impl Transients {
     /// # Errors
     /// If the transport cannot carry sessions.
     pub(crate) async fn join(&self, cluster: &Arc<Cluster>) -> Result<(), Failure> {
-        let Some(replica) = &self.replica else { return Ok(()) };
+        let most = match &self.kept {
+            Kept::Shared => return Ok(()),
+            Kept::Whole(_) => cluster.max_message(),
+            Kept::Partners(_) => cluster.max_answer().saturating_sub(BESIDE_A_STATE),
+        };
         let can = cluster.capabilities();
-        if !can.records || cluster.max_message() < self.attribute_bytes + BESIDE_ATTRIBUTES {
+        if !can.records || most < self.attribute_bytes + BESIDE_ATTRIBUTES {
             let why = format!(
-                "{} carries messages of {} bytes, and a transient session may take more: use unicast or redis, or transient.url with a Redis",
-                can.name,
-                cluster.max_message()
+                "{} carries messages of {most} bytes, and a transient session may take more: use unicast or redis, or transient.url with a Redis",
+                can.name
             );
             return Err(refused("cluster.transport", why));
         }
-        self.sessions.join(Arc::clone(cluster), Arc::clone(replica));
-        self.sessions.settled().await;
+        match &self.kept {
+            Kept::Shared => {}
+            Kept::Whole(replica) => {
+                self.sessions.join(Arc::clone(cluster), Arc::clone(replica));
+                self.sessions.settled().await;
+            }
+            Kept::Partners(partners) => {
+                partners.join(Arc::clone(cluster));
+                partners.settled().await;
+            }
+        }
         Ok(())
     }
 
@@ -119,11 +154,18 @@ impl Transients {
         gauge("transient_memory", "By", |sessions| sessions.status().bytes as f64);
         gauge("transient_sessions_expired", "", |sessions| sessions.counts().expired as f64);
         gauge("transient_changes_lost", "", |sessions| sessions.counts().lost as f64);
+        if let Kept::Partners(partners) = &self.kept {
+            let partners = Arc::clone(partners);
+            metrics.gauge("transient_share_settled", "", move || f64::from(u8::from(partners.is_settled())));
+        }
         gauge("transient_requests_refused_alone", "", |sessions| sessions.counts().alone as f64);
     }
 
     /// Ends its tasks.
     pub(crate) fn close(&self) {
         self.sessions.close();
+        if let Kept::Partners(partners) = &self.kept {
+            partners.close();
+        }
     }
 }

@@ -35,6 +35,8 @@ const MAY: &[(&str, &[&str])] = &[
     ("cluster-postgres", &["cluster"]),
     ("cluster-redis", &["cluster"]),
     ("cluster-unicast", &["cluster"]),
+    // A store made of two ports: what a node holds, and the nodes.
+    ("transient-partner", &["cluster", "session-model", "transient-store"]),
     // Who vouches for people.
     ("oidc", &["http-client", "sealing", "session-model"]),
     // What auditors search with.
@@ -168,6 +170,7 @@ fn only_the_composition_root_names_an_adapter() {
             "cluster-postgres",
             "cluster-redis",
             "cluster-unicast",
+            "transient-partner",
             "audit-sinks",
             "anchors",
         ] {

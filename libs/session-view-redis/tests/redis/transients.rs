@@ -46,7 +46,8 @@ async fn nothing_personal_is_in_clear_and_a_moved_or_altered_value_is_noticed() 
     let store = store(&namespace).await;
     let states = [1, 2].map(|n| begun(&realm("a"), n, Some("ada-of-redis")));
     for state in &states {
-        let done = put(&store, Put { state: state.clone(), base: None, cap: Some(5), answer: None, acknowledged_by: 0 }).await;
+        let done =
+            put(&store, Put { state: state.clone(), base: None, cap: Some(5), answer: None, acknowledged_by: 0 }).await;
         assert_eq!(done, Outcome::Done);
     }
     let mut raw = namespace.raw().await;

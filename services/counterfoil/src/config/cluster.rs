@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClusterSection {
-    /// `none`, `redis`, `multicast`, `unicast` or `postgres`. Default `none`: nodes meet in the log, and in a shared view.
+    /// `none`, `redis`, `multicast`, `unicast`, `partner` or `postgres`. Default `none`: nodes meet in the log, and in a shared view.
     pub transport: TransportKind,
     /// How many nodes there should be, so that a node can say when it sees fewer. Default 0: not known.
     pub nodes: usize,
@@ -24,8 +24,10 @@ pub(crate) struct ClusterSection {
     pub require_encrypted_link: bool,
     /// Refuse to start on a transport whose peers do not prove who they are by certificates. Default false.
     pub require_peer_certificates: bool,
-    /// `unicast`: connections between nodes.
+    /// `unicast` and `partner`: connections between nodes.
     pub unicast: UnicastSection,
+    /// `partner`: who holds what.
+    pub partner: PartnerSection,
     /// `multicast`: datagrams to a group.
     pub multicast: MulticastSection,
     /// `redis`: channels of a Redis.
@@ -41,6 +43,7 @@ pub(crate) enum TransportKind {
     Redis,
     Multicast,
     Unicast,
+    Partner,
     Postgres,
 }
 
@@ -69,6 +72,14 @@ pub(crate) struct UnicastSection {
     /// Whether a certificate must name the host or address that was connected to. Without it `allowed_names` must say who takes part.
     /// Default true.
     pub verify_host: bool,
+}
+
+/// Sessions shared out among the nodes.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PartnerSection {
+    /// Nodes that hold a copy of each session, beside its owner: 0 to 7, the same on every node. Default 1.
+    pub copies: u8,
 }
 
 /// Datagrams to a group.
