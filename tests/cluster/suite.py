@@ -23,10 +23,11 @@ from history import Bounds, History
 from wire import payloads
 from workload import Http, Probe, Workload
 
-TRANSPORTS = ("none", "redis", "multicast", "unicast", "postgres")
+TRANSPORTS = ("none", "redis", "multicast", "unicast", "partner", "postgres")
+LINKS = ("unicast", "partner")  # Connections from node to node.
 NODES = 3
 # Transports whose packets are the nodes' own, by port.
-WIRES = {"multicast": 7446, "unicast": 7447}
+WIRES = {"multicast": 7446, "unicast": 7447, "partner": 7447}
 MULTICAST_GROUP = "239.255.77.46"
 WIRE = str(pathlib.Path(__file__).with_name("wire.py"))
 
@@ -84,7 +85,7 @@ class Bench:
         for number in range(1, NODES + 1):
             self.network.add(f"node{number}", number, True)
             self.nodes.append(servers.Node(self.network, number, self.folder, self.binary, self.settings))
-        if options.transport == "unicast":
+        if options.transport in LINKS:
             servers.certificates(self.folder / "certificates", {node.name: network.BACK + str(node.number) for node in self.nodes})
         if options.transport in WIRES:
             self.network.add("stranger", 66, False)
@@ -106,7 +107,7 @@ class Bench:
             settings["CLUSTER__REDIS__URL"] = self.redis.url
         if self.transport == "multicast":
             settings["CLUSTER__MULTICAST__INTERFACE"] = network.BACK + str(node.number)
-        if self.transport == "unicast":
+        if self.transport in LINKS:
             certificates = self.folder / "certificates"
             settings |= {
                 "CLUSTER__UNICAST__LISTEN": json.dumps([f"{self.network.address(node.host)}:7447"]),
@@ -461,7 +462,7 @@ def choose(options, rng):
             ("standby", options.no_standby, "no standby was wanted"),
             ("redis", options.transport != "redis" and options.view != "redis", "no Redis takes part"),
             ("sentinels", options.view != "sentinel", "no sentinels take part"),
-            ("unicast", options.transport != "unicast", "no node calls another"),
+            ("unicast", options.transport not in LINKS, "no node calls another"),
             ("wire", options.transport not in WIRES, "nodes do not speak to each other by themselves")) if need in fault.needs and lacking]
         missing = ["Debian's faketime is not installed"] if "faketime" in fault.needs and servers.faketime() is None else []
         if not beside and not missing:

@@ -133,6 +133,21 @@ fn over_multicast() {
 
 #[test]
 fn over_unicast_with_certificates() {
+    over_links_with_certificates("unicast");
+}
+
+#[test]
+fn over_partner_with_certificates() {
+    over_links_with_certificates("partner");
+}
+
+/// Addresses that were free a moment ago, one for each of three nodes.
+pub(crate) fn links() -> [String; 3] {
+    let listeners = [0; 3].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().to_string())
+}
+
+fn over_links_with_certificates(transport: &str) {
     let authority = Identity::new("authority", None);
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, pem: &[u8]| {
@@ -141,10 +156,8 @@ fn over_unicast_with_certificates() {
         path.display().to_string()
     };
     let ca = file("ca.pem", &authority.certificate.to_pem().unwrap());
-    // Ports that were free a moment ago.
-    let listeners = [0; 3].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    let addresses = listeners.map(|listener| listener.local_addr().unwrap().to_string());
-    a_session_moves_and_survives("unicast", |home, n| {
+    let addresses = links();
+    a_session_moves_and_survives(transport, |home, n| {
         let own = Identity::new(&format!("node-{n}"), Some(&authority));
         home.with("CLUSTER__UNICAST__LISTEN", format!("[\"{}\"]", addresses[n - 1]))
             .with("CLUSTER__UNICAST__PEERS", format!("[\"{}\"]", addresses.join("\",\"")))

@@ -285,6 +285,7 @@ fn settings_that_cannot_be_kept_are_start_up_errors_that_name_the_key() {
         ("REALMS__DEFAULT__AUDITED_READS", "true", "realms.default.audited_reads"),
         ("TRANSIENT__MINORITY", "refuse", "transient.minority"),
         ("TRANSIENT__URL", "folder:/tmp/x", "transient.url"),
+        ("REALMS__DEFAULT__ACKNOWLEDGED_BY", "1", "realms.default.acknowledged_by"),
     ] {
         let (code, said) = home().with(key, value).run(&["serve"]);
         assert!(code != Some(0) && said.contains(named), "{key}: {said}");
@@ -379,6 +380,85 @@ fn nodes_send_each_other_what_they_hold_and_one_that_comes_back_is_sent_it_again
     assert!(metrics.contains("transient_changes_lost 0"), "{metrics}");
     let actions: Vec<String> = entries(&again, "").iter().map(|entry| text(&entry["entry"], "action")).collect();
     assert!(!actions.iter().any(|action| action.starts_with("session.")), "{actions:?}");
+}
+
+#[test]
+fn partners_hold_their_share_and_the_death_of_one_loses_nothing_that_was_acknowledged() {
+    let addresses = cluster::links();
+    let (homes, mut programs) = cluster::over("partner", |home, n| {
+        home.with("CLUSTER__UNICAST__LISTEN", format!("[\"{}\"]", addresses[n - 1]))
+            .with("CLUSTER__UNICAST__PEERS", format!("[\"{}\"]", addresses.join("\",\"")))
+            .with("CLUSTER__UNICAST__PLAINTEXT", "true")
+            .with("REALMS__DEFAULT__PROFILE", "transient")
+            .with("REALMS__DEFAULT__ACKNOWLEDGED_BY", "1")
+    });
+    cluster::until(|| programs.iter().all(|node| cluster::cluster(node)["up"] == 3), "three found one another");
+    let gauge = |node: &Program, name: &str| -> f64 {
+        let metrics = node.ask("GET", "/metrics", &[], None).unwrap().text;
+        let line = metrics.lines().find(|line| line.split([' ', '{']).next() == Some(name)).map(str::to_owned);
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no {name} in {metrics}"))
+    };
+    let settled = |programs: &[Program]| programs.iter().all(|node| gauge(node, "transient_share_settled") > 0.0);
+    cluster::until(|| settled(&programs), "each holds its share");
+
+    // No two changes of one version through any nodes, and each node shows the last at once: the owner decides.
+    let made: Vec<Value> = (0..60)
+        .map(|n| create(&programs[n % 3], &json!({"subject": format!("{MARK}-{n}"), "attributes": {"n": n}})))
+        .collect();
+    for (n, session) in made.iter().enumerate() {
+        let path = format!("/v1/sessions/{}", text(session, "id"));
+        let statuses: Vec<u16> = std::thread::scope(|scope| {
+            let asked: Vec<_> = programs
+                .iter()
+                .map(|node| {
+                    let path = &path;
+                    scope.spawn(move || {
+                        with(node, "PATCH", path, &[("If-Match", "\"1\"")], Some(json!({"n": n + 1000}))).status
+                    })
+                })
+                .collect();
+            asked.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+        for node in &programs {
+            let read = node.app("GET", &path, None);
+            assert_eq!((read.status, read.header("ETag")), (200, "\"2\""), "{}", read.text);
+        }
+    }
+    let held: Vec<f64> = programs.iter().map(|node| gauge(node, "transient_sessions_held")).collect();
+    assert!(
+        held.iter().sum::<f64>() == 120.0 && held.iter().all(|held| *held < 60.0),
+        "each at two of three: {held:?}"
+    );
+    let listed = programs[1].app("GET", "/v1/sessions?limit=500", None).json();
+    assert_eq!(listed["items"].as_array().unwrap().len(), 60);
+
+    programs.remove(0).kill();
+    for session in &made {
+        let worth = validate(&programs[0], &text(session, "token"));
+        assert!(worth["active"] == true && worth["session"]["version"] == 2, "{worth}");
+    }
+    cluster::until(|| settled(&programs), "the two hold all");
+    assert!(programs.iter().all(|node| gauge(node, "transient_sessions_held") == 60.0));
+    let ended = programs[1].app("DELETE", &format!("/v1/sessions/{}", text(&made[0], "id")), None);
+    assert_eq!(ended.status, 200, "{}", ended.text);
+    no_entry(&ended);
+
+    programs.push(homes[0].start());
+    cluster::until(|| settled(&programs), "each holds its share again");
+    let held = || programs.iter().map(|node| gauge(node, "transient_sessions_held")).sum::<f64>();
+    cluster::until(|| held() == 120.0, "and no more");
+    for node in &programs {
+        assert_eq!(validate(node, &text(&made[0], "token"))["reason"], "ended");
+        assert_eq!(validate(node, &text(&made[1], "token"))["active"], true);
+        assert_eq!(gauge(node, "transient_changes_lost"), 0.0);
+    }
+
+    // With two of three gone nobody can acknowledge anything, and nothing is done that nobody can.
+    programs.truncate(1);
+    cluster::until(|| cluster::cluster(&programs[0])["up"] == 1, "it is alone");
+    let refused = programs[0].app("POST", "/v1/sessions", Some(json!({})));
+    assert_eq!((refused.status, refused.json()["code"].as_str()), (503, Some("too_few_nodes")), "{}", refused.text);
 }
 
 #[test]
