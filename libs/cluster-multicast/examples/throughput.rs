@@ -118,7 +118,7 @@ impl Host for Node {
         self.taken.lock().unwrap().missed += 1;
     }
 
-    async fn page(&self, from: u64, bytes: usize) -> Option<Page> {
+    async fn page(&self, _: Incarnation, from: u64, bytes: usize) -> Option<Page> {
         if !self.complete.load(Ordering::Relaxed) {
             return None;
         }

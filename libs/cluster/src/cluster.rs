@@ -90,9 +90,9 @@ pub trait Host: Send + Sync + 'static {
     /// Something may have been missed: look at the log.
     fn missed(&self);
 
-    /// What its view holds, from a position on (0 is the beginning), about so many bytes. `None` if it has no view of its own, or not
-    /// all of it.
-    async fn page(&self, from: u64, bytes: usize) -> Option<Page>;
+    /// What its view holds, as far as it concerns the one who asks, from a position on (0 is the beginning), about so many bytes. `None` if it
+    /// has no view of its own, or not all of it.
+    async fn page(&self, who: Incarnation, from: u64, bytes: usize) -> Option<Page>;
 }
 
 /// What became of frames since the start.
@@ -407,18 +407,32 @@ impl Cluster {
         F: FnMut(Vec<Record>) -> Fut + Send,
         Fut: Future<Output = ()> + Send,
     {
-        let (mut from, mut bytes, mut reflects) = (0, PAGE, None);
-        loop {
-            let page = self.page_of(peer, from, &mut bytes).await?;
-            reflects = Some(reflects.map_or(page.reflects, |least: TreeSize| least.min(page.reflects)));
-            take(page.records).await;
-            match page.next {
+        let mut reflects: Option<TreeSize> = None;
+        let all = self.copy_of(peer, |page| {
+            reflects = Some(reflects.map_or(page.reflects, |least| least.min(page.reflects)));
+            take(page.records)
+        });
+        if all.await { reflects } else { None }
+    }
+
+    /// Copies what the view of one peer holds, as far as it concerns this node. Says whether that is all of it.
+    pub async fn copy_of<F, Fut>(&self, peer: Incarnation, mut take: F) -> bool
+    where
+        F: FnMut(Page) -> Fut + Send,
+        Fut: Future<Output = ()> + Send,
+    {
+        let (mut from, mut bytes) = (0, PAGE);
+        while let Some(page) = self.page_of(peer, from, &mut bytes).await {
+            let next = page.next;
+            take(page).await;
+            match next {
                 // Positions only rise: a peer cannot keep us here for ever.
                 Some(next) if next > from => from = next,
-                Some(_) => return None,
-                None => return reflects,
+                Some(_) => return false,
+                None => return true,
             }
         }
+        false
     }
 
     /// One page, whole; asked for again, and smaller, where a part of it is lost.
@@ -693,7 +707,7 @@ impl Shared {
             let kept = answered.iter().find(|answered| (answered.who, answered.question) == (who, ask.question));
             return kept.map(|kept| Arc::clone(&kept.parts));
         }
-        let Page { records, reflects, next } = self.host.page(ask.from, ask.bytes.min(PAGE) as usize).await?;
+        let Page { records, reflects, next } = self.host.page(who, ask.from, ask.bytes.min(PAGE) as usize).await?;
         let parts = Answer::cut(ask.question, reflects, next, records, self.max_message());
         let parts = Arc::new(parts.into_iter().map(|part| Message::Answer(part).encode()).collect());
         let mut answered = self.answered.lock();

@@ -265,7 +265,7 @@ impl Host for Keeper {
 
     fn missed(&self) {}
 
-    async fn page(&self, from: u64, bytes: usize) -> Option<Page> {
+    async fn page(&self, _: Incarnation, from: u64, bytes: usize) -> Option<Page> {
         let records = self.heard.lock();
         let (mut page, mut taken) = (Vec::new(), 0);
         for (_, record) in records.range(from..) {

@@ -38,7 +38,7 @@ impl Host for Told {
     }
     fn heard(&self, _: Heard) {}
     fn missed(&self) {}
-    async fn page(&self, _: u64, _: usize) -> Option<Page> {
+    async fn page(&self, _: Incarnation, _: u64, _: usize) -> Option<Page> {
         None
     }
 }

@@ -87,7 +87,7 @@ mod a_shared_view {
 
         fn missed(&self) {}
 
-        async fn page(&self, _: u64, _: usize) -> Option<Page> {
+        async fn page(&self, _: Incarnation, _: u64, _: usize) -> Option<Page> {
             None
         }
     }
@@ -166,7 +166,7 @@ impl Host for View {
 
     fn missed(&self) {}
 
-    async fn page(&self, from: u64, bytes: usize) -> Option<Page> {
+    async fn page(&self, _: Incarnation, from: u64, bytes: usize) -> Option<Page> {
         let end = (from + (bytes as u64 / 1_000).max(1)).min(self.0);
         let session = |index: u64| SessionId::new(Uuid::from_u128(index.into()));
         let record = |index| Record { session: session(index), index: LeafIndex(index), value: vec![7; 1_000] };

@@ -100,6 +100,12 @@ async fn follow(service: Arc<SessionService>, status: Arc<Mutex<FollowerStatus>>
     let started = Instant::now();
     service.recognise_view().await;
     service.copy_from_peer().await;
+    if service.holding.get().is_some()
+        && let Ok(head) = service.log.head().await
+    {
+        // What it comes to hold it has from others, or from what the log holds of open sessions: there is nothing to apply before that.
+        service.progress.applied(LeafIndex(0), head.size());
+    }
     // A shared view may reflect much of the log already.
     if let Ok(reflected) = service.view.reflects().await {
         service.progress.applied(LeafIndex(0), reflected);
@@ -223,6 +229,9 @@ async fn apply_run(service: &SessionService, batches: Vec<StoredBatch>, with_mar
     let mut states: HashMap<SessionId, Option<Session>> = HashMap::with_capacity(opened.len());
     for Opened { recorded, event } in opened {
         let id = recorded.session;
+        if service.holding.get().is_some_and(|holding| !holding.takes(id, recorded.head.index)) {
+            continue;
+        }
         let before = match states.remove(&id) {
             Some(state) => state,
             None if recorded.version.0 == 1 => None,
@@ -249,6 +258,8 @@ async fn apply_run(service: &SessionService, batches: Vec<StoredBatch>, with_mar
         states.insert(id, after);
     }
     let states: Vec<Arc<Session>> = states.into_values().flatten().map(Arc::new).collect();
+    // Again: it may hold less by now.
+    let states = service.held_of(states);
     // A shared view has a deadline for each call: a bounded number of states keeps well within it.
     for some in states.chunks(1_024) {
         let _applied = service.view.apply(some).await?;

@@ -20,6 +20,7 @@ mod error;
 mod failures;
 mod follower;
 mod held;
+mod holding;
 mod idempotency;
 mod lookup;
 mod pipeline;

@@ -38,6 +38,14 @@ impl SessionService {
         if !trusted {
             return self.in_time(self.state_from_log(id)).await;
         }
+        if let Some(holding) = self.holding.get()
+            && !holding.holds(id)
+        {
+            return match self.state_of_holder(holding, id).await {
+                Some(viewed) => Ok(Some(viewed)),
+                None => self.in_time(self.state_from_log(id)).await,
+            };
+        }
         // What lies in front of a shared view may not have heard yet what is in it.
         if min_index.is_none()
             && let Some(viewed) = self.view.peek(id)
@@ -46,7 +54,15 @@ impl SessionService {
         }
         match self.view.get(id).await {
             Ok(Some(viewed)) => Ok(Some(viewed)),
-            Ok(None) | Err(ViewError::Unavailable(_)) => self.in_time(self.state_from_log(id)).await,
+            Ok(None) | Err(ViewError::Unavailable(_)) => {
+                // What this node has come to hold it may not have yet.
+                if let Some(holding) = self.holding.get().filter(|holding| !holding.status().1)
+                    && let Some(viewed) = self.state_of_holder(holding, id).await
+                {
+                    return Ok(Some(viewed));
+                }
+                self.in_time(self.state_from_log(id)).await
+            }
             Err(ViewError::Undecodable(_)) => {
                 self.quarantine(id).await;
                 self.in_time(self.state_from_log(id)).await
@@ -54,12 +70,15 @@ impl SessionService {
         }
     }
 
-    /// What the log knows of a session; the view learns of it.
+    /// What the log knows of a session; the view learns of it, if it holds it.
     pub(crate) async fn state_from_log(&self, id: SessionId) -> Result<Option<Viewed>, ServiceError> {
+        let right = self.right_to_hold(id);
         let Some(session) = self.replay.session(id, None).await.or_else(of_replay)? else { return Ok(None) };
         self.contact.made();
         let session = Arc::new(session);
-        if let Err(failure) = self.view.apply(std::slice::from_ref(&session)).await
+        if right.is_some()
+            && right == self.right_to_hold(id)
+            && let Err(failure) = self.view.apply(std::slice::from_ref(&session)).await
             && !matches!(failure, ViewError::Unavailable(_))
         {
             warn!(%failure, session = %id, "the view did not take a session read from the log");
@@ -106,6 +125,7 @@ impl SessionService {
         {
             warn!(%failure, session = %session.id, "a use could not be marked in the view");
         }
+        self.tell_use(session.id, now);
         let mut session = Arc::unwrap_or_clone(session);
         session.last_seen_at = session.last_seen_at.max(now);
         Arc::new(session)

@@ -9,6 +9,7 @@ use session_view::SessionView;
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
+use crate::holding::Holding;
 use crate::progress::Progress;
 use crate::replication::Told;
 
@@ -44,6 +45,7 @@ pub(crate) struct Pipeline {
     pub(crate) progress: Arc<Progress>,
     outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
     recent: Arc<Recent>,
+    holding: Arc<OnceLock<Arc<Holding>>>,
     observe: Box<dyn Fn(Timestamp) + Send + Sync>,
 }
 
@@ -53,9 +55,10 @@ impl Pipeline {
         progress: Arc<Progress>,
         outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
         recent: Arc<Recent>,
+        holding: Arc<OnceLock<Arc<Holding>>>,
         observe: impl Fn(Timestamp) + Send + Sync + 'static,
     ) -> Self {
-        Self { view, progress, outbox, recent, observe: Box::new(observe) }
+        Self { view, progress, outbox, recent, holding, observe: Box::new(observe) }
     }
 }
 
@@ -74,7 +77,13 @@ impl CommitSink for Pipeline {
             recent.push(RecentEntry { index: place.index, leaf, addresses: ticket.addresses });
         }
         let losses = self.view.losses();
-        match self.view.apply(&states).await {
+        // Before it is asked what the view holds: what is passed over by that is of a log that is known to be this long.
+        self.progress.saw(first.tree_size);
+        let mut held = states.clone();
+        if let Some(holding) = self.holding.get() {
+            held.retain(|state| holding.takes(state.id, state.head.index));
+        }
+        match self.view.apply(&held).await {
             Ok(_applied) if self.view.losses() == losses => {
                 self.progress.applied(first.index, first.tree_size);
                 if let Some(outbox) = self.outbox.get() {

@@ -1,15 +1,16 @@
 //! Telling other nodes what this one committed, and taking in what they did.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cluster::{Cluster, Commit, Heard, Host, Page, Record, Standing, ViewIdentity};
-use session_model::{LeafIndex, Session, TreeSize};
+use cluster::{Cluster, Commit, Heard, Host, Incarnation, Page, Record, Standing, ViewIdentity};
+use session_model::{LeafIndex, Session, Slot, TreeSize};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use crate::holding::Holding;
 use crate::service::SessionService;
 
 /// A commit that is to be told: which entries, and the sessions as they left them.
@@ -39,7 +40,7 @@ impl SessionService {
             return;
         }
         let view = Arc::clone(&self.shared_view);
-        tokio::spawn(tell(cluster, view, told));
+        tokio::spawn(tell(cluster, view, Arc::clone(&self.holding), told));
     }
 
     /// The cluster this node is in.
@@ -62,14 +63,23 @@ impl SessionService {
 /// Which shared view this process has, if any.
 pub(crate) type SharedView = Arc<parking_lot::Mutex<Option<ViewIdentity>>>;
 
-async fn tell(cluster: Arc<Cluster>, view: SharedView, mut told: mpsc::Receiver<Told>) {
+async fn tell(
+    cluster: Arc<Cluster>,
+    view: SharedView,
+    holding: Arc<OnceLock<Arc<Holding>>>,
+    mut told: mpsc::Receiver<Told>,
+) {
     while let Some(Told { first, end, states }) = told.recv().await {
         let view = *view.lock();
         let unsent = view.is_some() || !cluster.capabilities().records;
         let records = if unsent { Vec::new() } else { states.iter().filter_map(record).collect() };
         // A state that could not be written would be missing: then nothing is told, and the others read the log.
         if unsent || records.len() == states.len() {
-            cluster.publish(Commit { first, end, view, records });
+            let commit = Commit { first, end, view, records };
+            match holding.get() {
+                Some(holding) => cluster.publish_shares(&commit, &holding.placement()),
+                None => cluster.publish(commit),
+            }
         }
     }
 }
@@ -79,7 +89,7 @@ fn record(session: &Arc<Session>) -> Option<Record> {
     Some(Record { session: session.id, index: session.head.index, value })
 }
 
-fn session(record: &Record) -> Option<Session> {
+pub(crate) fn session_of(record: &Record) -> Option<Session> {
     let session: Session = serde_json::from_slice(&record.value).ok()?;
     (session.id == record.session && session.head.index == record.index).then_some(session)
 }
@@ -111,17 +121,28 @@ impl Host for Peers {
             return;
         }
         let news: Vec<&Record> = records.iter().filter(|record| record.index.0 >= reflected.0).collect();
-        let states: Vec<Arc<Session>> = news.iter().filter_map(|record| session(record)).map(Arc::new).collect();
+        let states: Vec<Arc<Session>> = news.iter().filter_map(|record| session_of(record)).map(Arc::new).collect();
         if states.len() < news.len() {
             // From a later program: the log tells it in a form that this one reads, or says why not.
             return service.progress.hurry();
         }
-        match service.view.apply(&states).await {
+        match service.view.apply(&service.held_of(states)).await {
             Ok(_applied) => service.progress.applied(first, end),
             Err(failure) => {
                 warn!(failure = &failure as &dyn std::error::Error, "the view could not be told what a peer committed");
                 service.progress.behind.notify_one();
             }
+        }
+    }
+
+    async fn committed_share(&self, share: u64, commit: Commit) {
+        let Some(service) = self.0.upgrade() else { return };
+        // Before it is asked what the view holds.
+        service.progress.saw(commit.end);
+        match service.holding.get() {
+            Some(holding) if holding.is_share(share) => self.committed(commit).await,
+            // Something may be missing that this node holds.
+            Some(_) | None => service.progress.hurry(),
         }
     }
 
@@ -148,13 +169,18 @@ impl Host for Peers {
         }
     }
 
-    async fn page(&self, from: u64, bytes: usize) -> Option<Page> {
+    async fn page(&self, who: Incarnation, from: u64, bytes: usize) -> Option<Page> {
         let service = self.0.upgrade()?;
         // Not before it is whole: who copies half a view would have to read the log all the same.
         service.progress.staleness()?;
         let reflects = service.progress.reflected();
         let exported = service.view.export(from, bytes)?;
-        Some(Page { records: exported.sessions.iter().filter_map(record).collect(), reflects, next: exported.next })
+        let placement = service.holding.get().map(|holding| holding.placement());
+        let is_its = |session: &&Arc<Session>| {
+            placement.as_ref().is_none_or(|placement| placement.is_held_by(Slot::of(session.id), who))
+        };
+        let records = exported.sessions.iter().filter(is_its).filter_map(record).collect();
+        Some(Page { records, reflects, next: exported.next })
     }
 }
 
@@ -171,7 +197,7 @@ impl SessionService {
             Ok(head) => head.size().0.saturating_sub(self.progress.reflected().0),
             Err(_) => return,
         };
-        if lacks < WORTH_A_COPY || self.shared_view.lock().is_some() {
+        if lacks < WORTH_A_COPY || self.shared_view.lock().is_some() || self.holding.get().is_some() {
             return;
         }
         let found = async {
@@ -194,7 +220,7 @@ impl SessionService {
     async fn take_copied(&self, records: Vec<Record>, whole: &AtomicBool) {
         let (mut states, mut unread) = (Vec::with_capacity(records.len()), Vec::new());
         for record in &records {
-            match session(record) {
+            match session_of(record) {
                 Some(session) => states.push(Arc::new(session)),
                 None => unread.push(record.session),
             }

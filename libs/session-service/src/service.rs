@@ -20,6 +20,7 @@ use tracing::warn;
 use crate::clock::LogClock;
 use crate::data_keys::DataKeys;
 use crate::error::{ServiceError, Unavailable};
+use crate::holding::{Filling, Holding};
 use crate::idempotency::UnderWay;
 use crate::pipeline::Pipeline;
 use crate::progress::Progress;
@@ -81,6 +82,8 @@ pub struct SessionService {
     pub(crate) outbox: Arc<OnceLock<mpsc::Sender<Told>>>,
     recent: Arc<Recent>,
     pub(crate) shared_view: SharedView,
+    pub(crate) holding: Arc<OnceLock<Arc<Holding>>>,
+    pub(crate) filling: Filling,
 }
 
 /// When the log was last heard of.
@@ -132,10 +135,12 @@ impl SessionService {
     pub fn start(parts: Parts, config: ServiceConfig) -> Arc<Self> {
         let progress = Arc::new(Progress::default());
         let clock = Arc::clone(&parts.clock);
-        let outbox = Arc::new(OnceLock::new());
+        let (outbox, holding) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
         let recent: Arc<Recent> = Arc::default();
-        let (view, told, held) = (Arc::clone(&parts.view), Arc::clone(&outbox), Arc::clone(&recent));
-        let pipeline = Pipeline::new(view, Arc::clone(&progress), told, held, move |time| clock.observe(time));
+        let (view, told) = (Arc::clone(&parts.view), Arc::clone(&outbox));
+        let (held, holds) = (Arc::clone(&recent), Arc::clone(&holding));
+        let observe = move |time| clock.observe(time);
+        let pipeline = Pipeline::new(view, Arc::clone(&progress), told, held, holds, observe);
         let sequencer = Sequencer::new(parts.identity);
         let commit =
             GroupCommit::start(Arc::clone(&parts.log), sequencer.clone(), Arc::new(pipeline), config.group_commit);
@@ -158,6 +163,8 @@ impl SessionService {
             outbox,
             recent,
             shared_view: Arc::default(),
+            holding,
+            filling: Mutex::default(),
         })
     }
 
@@ -211,6 +218,9 @@ impl SessionService {
 
     /// Takes no more changes and returns when those under way are recorded and applied, and the use marks written.
     pub async fn close(&self) {
+        if let Some(filling) = self.filling.lock().take() {
+            filling.abort();
+        }
         self.commit.close().await;
         self.flush_marks().await;
         self.keys.close();

@@ -142,6 +142,11 @@ pub trait SessionView: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Drops active sessions that are not to be kept, where this process holds them by itself; they are not due here any more.
+    fn retain(&self, keep: &(dyn Fn(SessionId) -> bool + Sync)) {
+        let _holds_none = keep;
+    }
+
     /// Active sessions that this process holds, from a position on, for a node that comes late to copy: 0 is the beginning, and about
     /// `bytes` of them are enough. `None` where this process does not hold them all. One that is changed meanwhile is in it as it was
     /// at some moment since the call.

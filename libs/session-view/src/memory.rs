@@ -426,6 +426,32 @@ impl SessionView for MemoryView {
         }
     }
 
+    fn retain(&self, keep: &(dyn Fn(SessionId) -> bool + Sync)) {
+        let now = self.seconds();
+        for shard in &self.shards {
+            let mut shard = shard.write();
+            let Shard { table, deadlines, retained } = &mut *shard;
+            for entry in table.iter_mut().filter(|entry| !keep(entry.id)) {
+                match &mut entry.slot {
+                    Slot::Active { session, indexed, .. } => {
+                        deadlines.remove(&(*indexed, entry.id));
+                        self.held.fetch_sub(1, Relaxed);
+                        self.bytes.fetch_sub(session_bytes(session), Relaxed);
+                        retained.push_back((now, entry.id));
+                        // Whenever it comes back it is due before that.
+                        entry.slot = Slot::Evicted { index: session.head.index, indexed: i64::MAX, stamp: now };
+                    }
+                    Slot::Evicted { indexed, .. } => {
+                        deadlines.remove(&(*indexed, entry.id));
+                        *indexed = i64::MAX;
+                    }
+                    // It goes by itself, and whoever asks is told the truth until then.
+                    Slot::Ended { .. } => {}
+                }
+            }
+        }
+    }
+
     /// A position is the number of a shard.
     fn export(&self, from: u64, bytes: usize) -> Option<Exported> {
         if self.budget.beyond == BeyondBudget::Evict && self.budget.bytes < usize::MAX {

@@ -412,7 +412,7 @@ impl Host for Listener {
     fn grown(&self, _size: TreeSize) {}
     fn heard(&self, _heard: Heard) {}
     fn missed(&self) {}
-    async fn page(&self, _from: u64, _bytes: usize) -> Option<Page> {
+    async fn page(&self, _who: Incarnation, _from: u64, _bytes: usize) -> Option<Page> {
         None
     }
 }

@@ -213,6 +213,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let joined = cluster::join(&config, &cluster_keyring, &origin, service.host()).await?;
     if let Some(joined) = &joined {
         service.join(Arc::clone(joined.cluster()));
+        if !view_shared {
+            service.hold_by_placement();
+        }
         cluster::show(joined.cluster(), &metrics);
         if let Some(transients) = &transients {
             transients.join(joined.cluster()).await?;

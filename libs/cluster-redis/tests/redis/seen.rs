@@ -53,7 +53,7 @@ impl Host for Keeper {
 
     fn missed(&self) {}
 
-    async fn page(&self, _: u64, _: usize) -> Option<Page> {
+    async fn page(&self, _: Incarnation, _: u64, _: usize) -> Option<Page> {
         None
     }
 }

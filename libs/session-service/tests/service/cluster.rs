@@ -35,6 +35,8 @@ pub(crate) struct Site {
     key: Arc<LogKey>,
     policy: Policy,
     lives: AtomicU8,
+    /// Nodes share sessions out, each to its owner and so many partners.
+    pub(crate) copies: Option<u8>,
 }
 
 impl Site {
@@ -48,7 +50,13 @@ impl Site {
             key: Arc::new(LogKey::generate("log.test").unwrap()),
             policy,
             lives: AtomicU8::new(0),
+            copies: None,
         }
+    }
+
+    /// Sets the clocks of all nodes forward.
+    pub(crate) fn forward(&self, by: session_model::Seconds) {
+        self.hands.forward(by);
     }
 
     /// The `n`th node, in a new life.
@@ -72,9 +80,10 @@ impl Site {
             keys: vec![ClusterKey::new(&[3; 32], "test").unwrap()],
             beat: Duration::from_millis(250),
             lease: Duration::from_secs(2),
-            copies: None,
+            copies: self.copies,
         };
         service.join(Cluster::start(self.network.join(life), config, service.host()).unwrap());
+        service.hold_by_placement();
         let follower = Follower::start(Arc::clone(&service));
         Node { service, view, log, life, follower }
     }

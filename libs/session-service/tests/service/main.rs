@@ -11,6 +11,7 @@ mod cluster;
 mod custody;
 mod faults;
 mod parallel;
+mod partner;
 mod rig;
 mod rules;
 mod simulation;

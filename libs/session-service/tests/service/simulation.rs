@@ -44,14 +44,15 @@ const NODES: usize = 3;
 const STEPS: usize = 120;
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, copies: Option<u8>) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let weather = Weather {
             loss: random.random::<f64>() * 0.4,
             repeat: random.random::<f64>() * 0.3,
             delay: Duration::from_millis(random.random_range(0..80)),
         };
-        let site = Site::new(seed, weather, policy());
+        let mut site = Site::new(seed, weather, policy());
+        site.copies = copies;
         let nodes = (1..=NODES as u8).map(|n| Some(site.node(n))).collect();
         Self {
             seed,
@@ -236,8 +237,8 @@ impl World {
 /// Beyond the bound itself: a question to the log that is under way when it is cut.
 const SLACK: Duration = Duration::from_millis(500);
 
-async fn run(seed: u64) -> (u64, u64) {
-    let mut world = World::new(seed);
+async fn run(seed: u64, copies: Option<u8>) -> (u64, u64) {
+    let mut world = World::new(seed, copies);
     for _ in 0..STEPS {
         match world.random.random_range(0..20) {
             0..8 => world.change().await,
@@ -253,16 +254,32 @@ async fn run(seed: u64) -> (u64, u64) {
 
 #[test]
 fn random_clusters_in_random_weather_keep_every_promise() {
+    simulate(None);
+}
+
+/// The same, where each session is held by its owner and one partner.
+#[test]
+fn and_so_do_those_that_share_sessions_out() {
+    simulate(Some(1));
+}
+
+/// The same, where each is held by its owner alone.
+#[test]
+fn and_those_that_keep_no_copies() {
+    simulate(Some(0));
+}
+
+fn simulate(copies: Option<u8>) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("SIMULATION_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SIMULATION_SEEDS").unwrap_or(100),
+        None => 0..number("SIMULATION_SEEDS").unwrap_or(if copies.is_none() { 100 } else { 60 }),
     };
     let count = seeds.end - seeds.start;
     let (mut answered, mut unavailable) = (0, 0);
     for seed in seeds {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        let (yes, no) = runtime.block_on(run(seed));
+        let (yes, no) = runtime.block_on(run(seed, copies));
         answered += yes;
         unavailable += no;
     }

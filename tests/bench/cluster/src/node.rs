@@ -91,7 +91,7 @@ impl Host for Keeper {
 
     fn grown(&self, _: TreeSize) {}
 
-    async fn page(&self, from: u64, bytes: usize) -> Option<Page> {
+    async fn page(&self, _: Incarnation, from: u64, bytes: usize) -> Option<Page> {
         let view = self.view.lock();
         let mut records = Vec::new();
         let mut taken = 0;
