@@ -118,3 +118,33 @@ async fn a_session_evicted_long_ago_is_due_until_it_is_applied() {
     }
     assert!(view.due(at(1 << 20), 10).await.unwrap().is_empty());
 }
+
+/// What a node holds no more is neither shown nor due there; what it comes to hold again is, and no older state of it.
+#[tokio::test]
+async fn what_is_not_retained_is_dropped_and_may_come_back_but_never_older() {
+    let view = MemoryView::new(Budget::default());
+    let states: Vec<_> = (0..100).map(|n| Arc::new(session(n, n + 10))).collect();
+    let _applied = view.apply(&states).await.unwrap();
+    let _ended = view.apply(&[Arc::new(ended(99, 200))]).await.unwrap();
+    let bytes = view.status().bytes;
+    let kept = |n: u64| n.is_multiple_of(2);
+    let numbers: std::collections::HashMap<_, _> = (0..100).map(|n| (id(n), n)).collect();
+    view.retain(&|id| kept(numbers[&id]));
+    for n in 0..99 {
+        assert_eq!(view.peek(id(n)).is_some(), kept(n), "{n}");
+    }
+    assert!(matches!(view.peek(id(99)), Some(Viewed::Ended(_))), "an end is told of until it is forgotten");
+    assert!(view.status().held == 51 && view.status().bytes < bytes * 3 / 4, "{:?}", view.status());
+    let due: Vec<_> = view.due(at(1_801), 1_000).await.unwrap();
+    assert!(due.len() == 50 && due.iter().all(|id| kept(numbers[id])));
+    // Twice is as once.
+    view.retain(&|id| kept(numbers[&id]));
+    assert_eq!(view.status().held, 51);
+
+    assert_eq!(view.apply(&[Arc::new(session(1, 5))]).await.unwrap(), [Applied::Stale], "older than what it had");
+    assert!(view.peek(id(1)).is_none());
+    assert_eq!(view.apply(&[Arc::new(session(1, 11))]).await.unwrap(), [Applied::Yes]);
+    assert_eq!(view.due(at(1_801), 1_000).await.unwrap().len(), 51, "it is due here again");
+    assert_eq!(view.apply(&[Arc::new(ended(3, 300))]).await.unwrap(), [Applied::Yes]);
+    assert!(matches!(view.peek(id(3)), Some(Viewed::Ended(_))));
+}

@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use session_model::transient::{Stamped, bucket};
-use session_model::{Digest, RealmName, Seconds};
+use session_model::{Digest, RealmName, Seconds, Slot};
 use session_view::test_util::at;
 use transient_store::conformance::{self, after, all, begun, end, put};
 use transient_store::{MemoryTransients, Outcome, Put, TransientStore};
@@ -115,4 +115,39 @@ proptest! {
             prop_assert_eq!(store.sums()[usize::from(which)], sum);
         }
     }
+}
+
+#[tokio::test]
+async fn slots_are_summed_handed_out_and_dropped_as_they_stand() {
+    let store = MemoryTransients::new(0);
+    let realm = realm("a");
+    let states: Vec<Stamped> = (0..200).map(|n| begun(&realm, n, Some("ada"))).collect();
+    store.merge(states.clone(), at(1));
+    let gone = after(&states[0], 1, 1, end);
+    let ended = Put { state: gone, base: Some(states[0].stamp), cap: None, answer: None, acknowledged_by: 0 };
+    assert_eq!(put(&store, ended).await, Outcome::Done);
+    let by_bucket = store.slot_sums().iter().zip(Slot::all()).fold([0_u64; 256], |mut sums, (sum, slot)| {
+        sums[slot.index() % 256] = sums[slot.index() % 256].wrapping_add(*sum);
+        sums
+    });
+    assert_eq!(by_bucket, store.sums());
+    let goes: Vec<Slot> = states[..100].iter().map(|state| Slot::of(state.session.id)).collect();
+    let in_them = store.in_slots(|slot| goes.contains(&slot)).len();
+    assert!(in_them >= 100);
+    let before = store.slot_sums();
+    // One has changed since its sum was taken.
+    store.mark_used(states[1].session.id, at(5)).await.unwrap();
+    let changed = store.in_slots(|slot| slot == goes[1]).len();
+    let sums: Vec<(Slot, u64)> = goes.iter().map(|slot| (*slot, before[slot.index()])).collect();
+    assert_eq!(store.drop_slots(&sums), in_them - changed);
+    assert_eq!(store.status().held, 200 - in_them + changed);
+    assert!(store.get(states[1].session.id).await.unwrap().is_some());
+    assert!(store.get(states[0].session.id).await.unwrap().is_none());
+    assert_eq!(store.list(&all(&realm)).await.unwrap().len(), 200 - in_them + changed);
+    assert_eq!(store.due(at(1_802), 1_000).await.unwrap().len(), 200 - in_them + changed - 1, "but the one used later");
+    // What was dropped may come again, and everything goes.
+    assert_eq!(store.merge(states[2..3].to_vec(), at(1)).changed, 1);
+    let all_slots: Vec<(Slot, u64)> = Slot::all().zip(store.slot_sums()).collect();
+    store.drop_slots(&all_slots);
+    assert_eq!((store.status().held, store.status().bytes, store.slot_sums()), (0, 0, vec![0; 1_024]));
 }

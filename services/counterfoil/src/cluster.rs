@@ -17,6 +17,7 @@ use cluster::{
 use sealing::{ClusterKey, Ids, Keyring, sha256};
 use serde::{Deserialize, Serialize};
 use session_model::TreeSize;
+use session_service::SessionService;
 use telemetry::Metrics;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep};
@@ -319,6 +320,19 @@ pub(crate) fn show(cluster: &Arc<Cluster>, metrics: &Metrics) {
     };
     of_members("cluster_peer_silence", "s", |member, _| member.heard.elapsed().as_secs_f64());
     of_members("cluster_peer_entries_behind", "", |member, longest| longest.0.saturating_sub(member.reflects.0) as f64);
+}
+
+/// Shows this node's share of the sessions as metrics, where nodes share them out.
+pub(crate) fn show_share(service: &Arc<SessionService>, metrics: &Metrics) {
+    if service.share().is_none() {
+        return;
+    }
+    let gauge = |name, read: fn((usize, bool)) -> f64| {
+        let service = Arc::clone(service);
+        metrics.gauge(name, "", move || service.share().map_or(0.0, read));
+    };
+    gauge("cluster_slots_held", |(slots, _)| slots as f64);
+    gauge("cluster_share_filled", |(_, filled)| f64::from(u8::from(filled)));
 }
 
 /// The cluster, from outside.

@@ -216,6 +216,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
         if !view_shared {
             service.hold_by_placement();
         }
+        cluster::show_share(&service, &metrics);
         cluster::show(joined.cluster(), &metrics);
         if let Some(transients) = &transients {
             transients.join(joined.cluster()).await?;

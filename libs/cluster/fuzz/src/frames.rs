@@ -14,7 +14,7 @@ static WIRE: LazyLock<Wire> = LazyLock::new(|| Wire::new().expect("OpenSSL"));
 
 fuzz_target!(|input: &[u8]| {
     let Some((what, bytes)) = input.split_first() else { return };
-    match what % 4 {
+    match what % 5 {
         // What an insider could send: a message as it comes out of an authentic frame.
         0 => read(bytes),
         // What anybody could: a frame.
@@ -27,6 +27,8 @@ fuzz_target!(|input: &[u8]| {
             read(&opened);
             assert_eq!(WIRE.open(&frame), Err(Rejected::Replayed));
         }
+        // What an insider could ask as a partner, or answer.
+        3 => transient_partner::fuzz(bytes),
         // A frame with some bytes of it altered, shortened or prolonged on the way: pairs of where and how.
         _ => {
             let sealed = WIRE.seal(b"a message of some length, so that there is something to alter").expect("OpenSSL");
