@@ -7,7 +7,8 @@
 //! What a realm of profile `transient` gives up is said in `docs/transient.md`. In short: what the store loses is lost; where nodes hold the
 //! sessions themselves, changes made apart from one another meet by [`session_model::transient::Stamped::join`], and the cap on sessions
 //! of a subject holds on each node. What it does not give up: an end is final, deadlines are enforced at the moment of use, tokens rotate,
-//! and on one node, or on one Redis, no update is lost.
+//! and on one node, or on one Redis, no update is lost. Where nodes share the
+//! sessions out the store is of all of them (`transient-partner`), and takes each state to the node that decides on it.
 
 mod peers;
 
