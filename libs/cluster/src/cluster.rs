@@ -17,11 +17,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
 use crate::frame::{Frames, OVERHEAD, Rejections};
+use crate::line::Line;
 use crate::membership::Membership;
 use crate::message::ASK_HEAD;
 use crate::{
-    Answer, Ask, Audience, Beat, Capabilities, Change, Commit, Heard, Incarnation, Member, Message, Presence, Received,
-    Record, Rejected, SendError, Transport,
+    Answer, Ask, Audience, Beat, Capabilities, Change, Commit, Heard, Inbox, Incarnation, LineId, Member, Message,
+    Presence, Received, Record, Rejected, SendError, Transport,
 };
 
 /// How a node takes part.
@@ -107,7 +108,7 @@ pub struct Cluster {
     tasks: Vec<JoinHandle<()>>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     config: ClusterConfig,
     transport: Arc<dyn Transport>,
     host: Arc<dyn Host>,
@@ -129,6 +130,8 @@ struct Shared {
     answered: Mutex<VecDeque<Answered>>,
     /// Who is told what is said beside the log.
     aside: OnceLock<Aside>,
+    /// What other clusters have here.
+    lines: Mutex<Vec<(LineId, Arc<Inbox>)>>,
 }
 
 /// Takes what another node says beside the log. Called from the task that receives: it must not wait.
@@ -194,6 +197,7 @@ impl Cluster {
             asked: Arc::new(Semaphore::new(ASKED)),
             answered: Mutex::default(),
             aside: OnceLock::new(),
+            lines: Mutex::default(),
         });
         let (apply, to_apply) = mpsc::channel(WAITING);
         let tasks = vec![
@@ -227,6 +231,13 @@ impl Cluster {
         if self.shared.aside.set(hear).is_err() {
             warn!("somebody hears already what is said beside the log");
         }
+    }
+
+    /// A transport for another cluster of the same nodes, whose frames this one carries. Each id is to be taken once.
+    pub fn line(&self, id: LineId) -> Arc<dyn Transport> {
+        let (line, inbox) = Line::new(id, Arc::clone(&self.shared));
+        self.shared.lines.lock().push((id, inbox));
+        Arc::new(line)
     }
 
     /// Bytes that what is said beside the log may have.
@@ -407,7 +418,11 @@ async fn hand_over(host: Arc<dyn Host>, mut commits: mpsc::Receiver<Commit>) {
 }
 
 impl Shared {
-    fn max_message(&self) -> usize {
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        self.transport.capabilities()
+    }
+
+    pub(crate) fn max_message(&self) -> usize {
         self.transport.capabilities().max_frame.saturating_sub(OVERHEAD)
     }
 
@@ -417,22 +432,19 @@ impl Shared {
     }
 
     fn send_encoded(&self, to: Audience, message: &[u8]) -> bool {
-        let sent = self
-            .frames
-            .seal(message)
-            .map_err(|failure| SendError::Unavailable(Some(failure.into())))
-            .and_then(|frame| self.transport.send(to, &frame));
-        match sent {
-            Ok(()) => {
-                self.sent.fetch_add(1, Ordering::Relaxed);
-                true
-            }
-            Err(failure) => {
-                self.unsent.fetch_add(1, Ordering::Relaxed);
-                debug!(failure = &failure as &dyn std::error::Error, "a frame was not sent");
-                false
-            }
+        let sent = self.try_send(to, message);
+        if let Err(failure) = &sent {
+            debug!(failure = failure as &dyn std::error::Error, "a frame was not sent");
         }
+        sent.is_ok()
+    }
+
+    pub(crate) fn try_send(&self, to: Audience, message: &[u8]) -> Result<(), SendError> {
+        let sealed = self.frames.seal(message).map_err(|failure| SendError::Unavailable(Some(failure.into())));
+        let sent = sealed.and_then(|frame| self.transport.send(to, &frame));
+        let counter = if sent.is_ok() { &self.sent } else { &self.unsent };
+        counter.fetch_add(1, Ordering::Relaxed);
+        sent
     }
 
     fn send_beat(&self) {
@@ -472,7 +484,10 @@ impl Shared {
         while let Some(received) = self.transport.receive().await {
             match received {
                 Received::Frame(frame) => self.take(&frame, &apply),
-                Received::Lost => self.host.missed(),
+                Received::Lost => {
+                    self.host.missed();
+                    self.lines.lock().iter().for_each(|(_, inbox)| inbox.lost());
+                }
                 Received::Departed(who) => {
                     let changes = self.members.lock().departed(who);
                     self.tell(&changes);
@@ -502,6 +517,13 @@ impl Shared {
             Ok(Message::Aside(bytes)) => {
                 if let Some(aside) = self.aside.get() {
                     aside(from, bytes);
+                }
+            }
+            Ok(Message::Line(id, frame)) => {
+                let lines = self.lines.lock();
+                // One that this node does not have is of a log that it is not told of.
+                if let Some((_, inbox)) = lines.iter().find(|(known, _)| *known == id) {
+                    inbox.put(frame);
                 }
             }
             Ok(Message::Beat(beat)) => {

@@ -15,6 +15,7 @@ mod frame;
 pub mod fuzz;
 #[cfg(feature = "test-util")]
 pub mod in_process;
+mod line;
 mod membership;
 mod message;
 mod queue;
@@ -24,6 +25,7 @@ mod upkeep;
 
 pub use cluster::{Aside, Cluster, ClusterConfig, Host, Page, Standing, Traffic};
 pub use frame::Rejected;
+pub use line::LineId;
 pub use membership::{Change, Heard, Member, Presence};
 pub use message::{Answer, Ask, Beat, Commit, Message, Record, Undecodable, ViewIdentity};
 pub use queue::{Inbox, Outbox, Room};

@@ -6,7 +6,7 @@
 use session_model::{LeafIndex, SessionId, TreeSize};
 use uuid::Uuid;
 
-use crate::Incarnation;
+use crate::{Incarnation, LineId};
 
 /// A session as one entry left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +103,8 @@ pub enum Message {
     Answer(Answer),
     /// What is said beside the log, between those who keep something that no entry tells of: bytes of theirs.
     Aside(Vec<u8>),
+    /// A frame of another cluster, on this line.
+    Line(LineId, Vec<u8>),
     /// Of a kind that this program does not know.
     Unknown(u8),
 }
@@ -118,6 +120,7 @@ const ASK: u8 = 3;
 const ANSWER: u8 = 4;
 const GROWN: u8 = 5;
 const ASIDE: u8 = 6;
+const LINE: u8 = 7;
 
 /// Bytes of a commit's frame without records.
 const COMMIT_HEAD: usize = 1 + 8 + 8 + 17 + 4;
@@ -267,6 +270,12 @@ impl Message {
                 out.push(ASIDE);
                 out.extend_from_slice(bytes);
             }
+            Self::Line(id, frame) => {
+                out.reserve(1 + id.0.len() + frame.len());
+                out.push(LINE);
+                out.extend_from_slice(&id.0);
+                out.extend_from_slice(frame);
+            }
             Self::Unknown(kind) => out.push(*kind),
         }
         out
@@ -320,6 +329,10 @@ impl Message {
                 Self::Answer(Answer { question, part, parts, reflects, next, records })
             }
             ASIDE => Self::Aside(from.0.to_vec()),
+            LINE => {
+                let id = LineId(*from.array()?);
+                Self::Line(id, from.0.to_vec())
+            }
             kind => Self::Unknown(kind),
         };
         Ok(message)

@@ -112,7 +112,7 @@ impl Transients {
     pub(crate) fn show(&self, metrics: &Metrics) {
         let gauge = |name, unit, read: fn(&TransientSessions) -> f64| {
             let sessions = Arc::clone(&self.sessions);
-            metrics.gauge(name, unit, move || read(&sessions));
+            metrics.gauges().gauge(name, unit, move || read(&sessions));
         };
         gauge("transient_store_up", "", |sessions| f64::from(u8::from(sessions.status().available)));
         gauge("transient_sessions_held", "", |sessions| sessions.status().held as f64);
