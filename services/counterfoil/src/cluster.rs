@@ -24,6 +24,7 @@ use tokio::time::{Instant, interval, sleep};
 use tracing::{info, warn};
 
 use crate::config::{ClusterSection, Config, ConfigError, ShardName, TransportKind};
+use crate::management::Clustered;
 use crate::output::{Output, write};
 use crate::shard::Shards;
 
@@ -164,6 +165,12 @@ impl Joined {
     /// The cluster.
     pub(crate) fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster
+    }
+
+    /// What the management port is shown of it.
+    pub(crate) fn shown(&self, config: &Config) -> Clustered {
+        let (node, expected) = (config.node.clone(), config.cluster.nodes);
+        Clustered { cluster: Arc::clone(&self.cluster), node, expected }
     }
 
     /// Tells the others that this node goes.

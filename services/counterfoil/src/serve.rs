@@ -35,7 +35,7 @@ use crate::bootstrap::Minted;
 use crate::cluster;
 use crate::config::{Config, LogFormat, WhenWrong};
 use crate::key_files::{KeyFiles, signers};
-use crate::management::{self, Clustered, Health};
+use crate::management::{self, Health};
 use crate::pruning;
 use crate::shard::{Shard, Shards};
 use crate::soap::KnownConsumers;
@@ -198,14 +198,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
             .each()
             .zip(&running)
             .enumerate()
-            .map(|(at, (shard, running))| {
-                let clustered = joined.get(at).map(|joined| Clustered {
-                    cluster: Arc::clone(joined.cluster()),
-                    node: config.node.clone(),
-                    expected: config.cluster.nodes,
-                });
-                shard.health(running, clustered)
-            })
+            .map(|(at, (shard, running))| shard.health(running, joined.get(at).map(|joined| joined.shown(&config))))
             .collect(),
         metrics: Arc::clone(&metrics),
         stopping: Arc::clone(&stopping),

@@ -328,6 +328,34 @@ fn a_realm_does_not_move_by_itself() {
     program.stop();
 }
 
+/// A shard is a whole log: when there are too many for one process, its folder and database are all that another deployment needs.
+#[test]
+fn a_shard_can_become_the_first_log_of_another_deployment() {
+    let home = of_a_bank();
+    let program = home.start();
+    let cards = Keys::of(&home, &program, "cards");
+    let begun = begin(&program, &cards.application, "ada");
+    let size = |program: &Program| {
+        let checkpoint = program.json(&cards.auditor, "GET", "/v1/audit/checkpoint", None).text;
+        let mut lines = checkpoint.lines().map(str::to_owned);
+        (lines.next().unwrap(), lines.next().unwrap().parse::<u64>().unwrap())
+    };
+    let before = size(&program);
+    program.stop();
+    let other = Home::new()
+        .with("DATA_DIR", home.data().join("shards/bank").display().to_string())
+        .with("REALMS__PAYMENTS__PROFILE", "default")
+        .with("REALMS__CARDS__PROFILE", "default");
+    let program = other.start();
+    let worth = json!({"token": begun["token"]});
+    let worth = program.json(&cards.application, "POST", "/v1/sessions/validate", Some(worth)).json();
+    assert_eq!(worth["active"], true, "{worth}");
+    let after = size(&program);
+    assert_eq!(before.0, after.0);
+    assert!(after.1 > before.1);
+    program.stop();
+}
+
 /// Who can write one log, keys and all, opens nothing of what lives in another.
 #[test]
 fn a_log_has_no_say_over_the_realms_of_another() {
