@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{cluster, until};
 use crate::program::{APPLICATION, AUDITOR, Home, Program, database, redis};
+use crate::sinks::Hook;
 use crate::soap::Identity;
 
 /// A home whose realms `payments` and `cards` live in a log of their own; `default` lives in the first.
@@ -222,6 +223,43 @@ fn each_realm_lives_in_its_own_log_with_the_views_in_redis() {
 fn each_realm_lives_in_its_own_log_with_the_views_in_a_folder() {
     let shared = tempfile::tempdir().unwrap();
     each_realm_lives_in_its_own_log(&of_a_bank().with("VIEW__URL", format!("folder:{}", shared.path().display())));
+}
+
+/// Each log is pushed by itself, from where its own cursor is, and a sink gets the realms that it is for.
+#[test]
+fn sinks_are_fed_from_every_log_and_go_on_where_each_left_off() {
+    let (all, cards) = (Hook::start(), Hook::start());
+    let home = of_a_bank();
+    let secret = home.folder.path().join("secret");
+    std::fs::write(&secret, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let hooked = |home: Home, name: &str, hook: &Hook| {
+        home.with(&format!("SINKS__{name}__KIND"), "webhook")
+            .with(&format!("SINKS__{name}__URL"), format!("http://127.0.0.1:{}/in", hook.port))
+            .with(&format!("SINKS__{name}__SECRET_FILE"), secret.display().to_string())
+            .with(&format!("SINKS__{name}__TIMEOUT_MS"), "300")
+    };
+    let home = hooked(hooked(home, "ALL", &all), "CARDS", &cards).with("SINKS__CARDS__REALMS", "[\"cards\"]");
+    let program = home.start();
+    let keys = [Keys::of(&home, &program, "payments"), Keys::of(&home, &program, "cards")];
+    let applications = [("default", APPLICATION), ("payments", &keys[0].application), ("cards", &keys[1].application)];
+    let push = |program: &Program| {
+        for (realm, application) in applications {
+            let index = begin(program, application, "ada")["receipt"]["index"].as_u64().unwrap();
+            until(|| all.of(realm).contains(&index), "an entry arrives where all go");
+            until(|| realm != "cards" || cards.of(realm).contains(&index), "an entry arrives where its realm's go");
+        }
+    };
+    push(&program);
+    let metrics = program.ask("GET", "/metrics", &[], None).unwrap().text;
+    for line in ["sink_lag_entries{shard=\"bank\",sink=\"cards\"}", "sink_lag_entries{shard=\"first\",sink=\"all\"}"] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    assert!(!metrics.contains("sink_lag_entries{shard=\"first\",sink=\"cards\"}"), "no realm of it lives there");
+    program.kill();
+    let program = home.start();
+    push(&program);
+    assert!(cards.of("payments").is_empty() && cards.of("default").is_empty());
+    program.stop();
 }
 
 /// Lets nobody connect to a database, or lets them again.
