@@ -289,7 +289,7 @@ mod tests {
         };
         for (first, second) in [
             ("postgres://me@db/one", "postgresql://you:secret@DB:5432/one?sslmode=require"),
-            ("postgres://me@db/one", "postgres://me@/?host=db&dbname=one"),
+            ("postgres://me@db/one", "postgres:///?host=db&dbname=one"),
             ("sqlite:x.db", "sqlite://./x.db"),
         ] {
             let refused = shards(first, second).unwrap_err();
@@ -356,13 +356,20 @@ mod tests {
             [anchors.tsa]
             url = 'http://t'
             ca_file = '/c'
-            folder = '/worm/stamps'"
+            folder = '/worm/stamps'
+            [anchors.s3]
+            endpoint = 'https://s3'
+            bucket = 'b'
+            access_key_file = '/a'
+            secret_key_file = '/s'"
         ))
         .unwrap();
         let own = config.log_named(Some(&"a".parse().unwrap())).unwrap().config;
         assert_eq!(own.keys_dir(), Path::new("/k/shards/a"));
         assert_eq!(own.anchor_file(), Path::new("/worm/shards/a/newest"));
         assert_eq!(own.stamps_folder(), Path::new("/worm/shards/a/stamps"));
+        let prefix = |config: &Config| config.anchors.s3.as_ref().unwrap().prefix.clone();
+        assert_eq!((prefix(&config).as_str(), prefix(&own).as_str()), ("counterfoil/", "counterfoil/shards/a/"));
     }
 
     #[test]

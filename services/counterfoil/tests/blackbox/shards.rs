@@ -225,6 +225,52 @@ fn each_realm_lives_in_its_own_log_with_the_views_in_a_folder() {
     each_realm_lives_in_its_own_log(&of_a_bank().with("VIEW__URL", format!("folder:{}", shared.path().display())));
 }
 
+/// The command line finds a log by the realm, or is told which.
+#[test]
+fn commands_are_about_the_log_that_they_name() {
+    let home = of_a_bank().with("RETENTION__ARCHIVE_DIR", "/nowhere").with("REALMS__CARDS__RETENTION_DAYS", "60");
+    let program = home.start();
+    let (cards, first) = (Keys::of(&home, &program, "cards"), vkey(&program, AUDITOR));
+    let bank = vkey(&program, &cards.auditor);
+    begin(&program, &cards.application, "ada");
+    let said = |arguments: &[&str]| {
+        let (code, said) = home.run(arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {said}");
+        said
+    };
+    let listed = said(&["log-key", "list", "--shard", "bank"]);
+    assert!(listed.contains(&bank) && !listed.contains(&first), "{listed}");
+    let listed = said(&["log-key", "list"]);
+    assert!(listed.contains(&first) && !listed.contains(&bank), "{listed}");
+    let wrapping = |arguments: &[&str]| {
+        let rows: Value = serde_json::from_str(&said(&[arguments, &["--output", "json"]].concat())).unwrap();
+        text(&rows, "/0/wrapping_key").to_owned()
+    };
+    let of_bank = wrapping(&["key-encryption", "--shard", "bank", "list"]);
+    assert_ne!(of_bank, wrapping(&["key-encryption", "list"]));
+    assert_eq!(of_bank, wrapping(&["key-encryption", "list", "--shard", "bank"]));
+    said(&["audit", "prune", "--dry-run"]);
+    said(&["audit", "prune", "--dry-run", "--realm", "cards"]);
+    let whole = home.folder.path().join("bank.zip");
+    said(&["audit", "bundle", "--shard", "bank", whole.to_str().unwrap()]);
+    assert_eq!(home.run(&["verify", whole.to_str().unwrap(), "--key", &bank]).0, Some(0));
+    let (code, why) = home.run(&["log-key", "list", "--shard", "shop"]);
+    assert!(code == Some(1) && why.contains("log.shards.shop: the configuration has no such shard"), "{why}");
+    // Added by its own command, in its own folder; the other log is as it was.
+    said(&["log-key", "add", "--shard", "bank"]);
+    assert!(home.data().join("shards/bank/keys/log.next.pem").exists());
+    assert!(!home.data().join("keys/log.next.pem").exists());
+    let id = |role: &str| {
+        let keys: Value = serde_json::from_str(&said(&["key", "list", "--output", "json"])).unwrap();
+        let mut of_cards = keys.as_array().unwrap().iter().filter(|key| text(key, "/realm") == "cards");
+        text(of_cards.find(|key| text(key, "/roles/0") == role).unwrap(), "/id").to_owned()
+    };
+    said(&["key", "revoke", &id("application")]);
+    let refused = || program.json(&cards.application, "POST", "/v1/sessions", Some(json!({}))).status == 401;
+    until(refused, "a key of another log than the first is revoked");
+    program.stop();
+}
+
 /// Each log is pushed by itself, from where its own cursor is, and a sink gets the realms that it is for.
 #[test]
 fn sinks_are_fed_from_every_log_and_go_on_where_each_left_off() {
