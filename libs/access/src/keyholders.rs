@@ -77,19 +77,22 @@ impl Keyholders {
         Self { known: RwLock::default(), rates }
     }
 
-    /// Reads the credentials anew. A revoked key opens nothing from here on.
+    /// Reads anew the credentials of the realms that live in this log. A revoked key opens nothing from here on. What the log has of other
+    /// realms opens nothing either: who can write one log makes no keys for what lives in another.
     ///
     /// # Errors
     /// [`ReadError`]: those known stay known.
-    pub async fn refresh(&self, log: &dyn LogStore) -> Result<(), ReadError> {
+    pub async fn refresh(&self, log: &dyn LogStore, lives_here: impl Fn(&RealmName) -> bool) -> Result<(), ReadError> {
         let credentials = log.credentials().await?;
         let mut known = self.known.write();
-        let mut fresh = HashMap::with_capacity(credentials.len());
-        for credential in credentials.into_iter().filter(|credential| credential.revoked_at.is_none()) {
-            // A known holder keeps its rate limiter, and with it what it has used up.
-            let holder = known.remove(&credential.digest);
+        let (mut before, mut fresh): (HashMap<_, _>, HashMap<_, _>) =
+            known.drain().partition(|(_, holder)| lives_here(&holder.realm));
+        let valid = |credential: &Credential| credential.revoked_at.is_none() && lives_here(&credential.realm);
+        for credential in credentials.into_iter().filter(valid) {
+            // A known holder keeps its rate limiter, and with it what it has used up; one of another log keeps its key.
             let digest = credential.digest;
-            fresh.insert(digest, holder.unwrap_or_else(|| Arc::new(self.holder(credential))));
+            let holder = before.remove(&digest);
+            fresh.entry(digest).or_insert_with(|| holder.unwrap_or_else(|| Arc::new(self.holder(credential))));
         }
         *known = fresh;
         Ok(())

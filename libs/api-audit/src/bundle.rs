@@ -10,28 +10,41 @@ use api_http::{Problem, ProblemCode, ProblemDocument, answer, query};
 use async_trait::async_trait;
 use evidence::{ChunkTo, KeySource, Order, Purpose, Selection, StampFile, ZipSink, write_bundle};
 use futures::{StreamExt, stream};
-use session_model::{Detail, SessionId, Timestamp, TreeSize};
-use session_service::Caller;
+use session_model::{Detail, RealmName, SessionId, Timestamp, TreeSize};
+use session_service::{ByRealm, Caller};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::error;
 
 use crate::entries::read_problem;
 use crate::routes::{nothing_there, only_get, record};
-use crate::{AuditApi, LastCheck};
+use crate::{AuditApi, AuditedLog, LastCheck};
 
 /// What bundles, and the result of the server's own checks, are made of.
 #[derive(Clone)]
 pub struct EvidenceApi {
     /// Lets auditors in, reads the log, records each reading.
     pub audit: AuditApi,
+    /// Of the log that each realm lives in.
+    pub logs: ByRealm<Arc<LogEvidence>>,
+    /// Bundles that may be written at a time: each reads a good part of a log.
+    pub room: Arc<Semaphore>,
+}
+
+impl EvidenceApi {
+    /// Of the log that a realm lives in.
+    pub fn of(&self, realm: &RealmName) -> &LogEvidence {
+        self.logs.of(realm)
+    }
+}
+
+/// What bundles of one log, and the result of the checks of it, are made of.
+pub struct LogEvidence {
     /// Knows subjects and their keys.
     pub keys: Arc<dyn KeySource>,
     /// The checkpoints that have time stamps, the smallest tree first. Reads a folder, and so blocks.
     pub stamps: Arc<dyn Fn() -> Vec<StampFile> + Send + Sync>,
     /// The time of the service.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
-    /// Bundles that may be written at a time: each reads a good part of the log.
-    pub room: Arc<Semaphore>,
     /// The server's own checks of the log.
     pub last_check: Arc<dyn LastCheck>,
 }
@@ -115,18 +128,19 @@ pub async fn bundle(
     // A request that cannot be read is recorded as one.
     let detail = asked.as_ref().map_or_else(|_| Detail::new(), Asked::detail);
     record(&api.audit, request, caller, detail, None).await?;
-    let mut order = asked?.order(caller, api);
-    let stamps = Arc::clone(&api.stamps);
+    let (audited, evidence) = (api.audit.of(&caller.realm), api.of(&caller.realm));
+    let mut order = asked?.order(caller, audited, evidence);
+    let stamps = Arc::clone(&evidence.stamps);
     // A bundle without its time stamps proves less, and nothing wrong.
     order.stamps = web::block(move || stamps()).await.unwrap_or_default();
-    let size = api.audit.log.head().await.map_err(read_problem)?.size();
+    let size = audited.log.head().await.map_err(read_problem)?.size();
     if size == TreeSize(0) {
         return Err(nothing_there("the log is empty"));
     }
     let room = Arc::clone(&api.room).try_acquire_owned();
     let room = room.map_err(|_| Problem::new(ProblemCode::Overloaded, "other bundles are being written"))?;
     let (sender, receiver) = mpsc::channel(1);
-    let (log, keys) = (Arc::clone(&api.audit.log), Arc::clone(&api.keys));
+    let (log, keys) = (Arc::clone(&audited.log), Arc::clone(&evidence.keys));
     let writing = async move {
         let _room = room;
         let mut sink = ZipSink::new(ToClient(sender));
@@ -215,7 +229,7 @@ impl Asked {
         detail
     }
 
-    fn order(self, caller: &Caller, api: &EvidenceApi) -> Order {
+    fn order(self, caller: &Caller, audited: &AuditedLog, evidence: &LogEvidence) -> Order {
         Order {
             selection: Selection {
                 realm: Some(caller.realm.clone()),
@@ -228,9 +242,9 @@ impl Asked {
             reveal: self.reveal,
             keep: self.keep,
             stamps: Vec::new(),
-            made_at: (api.now)(),
+            made_at: (evidence.now)(),
             made_by: caller.actor.id.clone(),
-            vkeys: api.audit.keys.borrow().iter().map(|key| key.vkey.clone()).collect(),
+            vkeys: audited.keys.borrow().iter().map(|key| key.vkey.clone()).collect(),
         }
     }
 }

@@ -61,8 +61,8 @@ pub struct CheckDocument {
 pub async fn get_check(api: web::Data<EvidenceApi>, request: HttpRequest) -> HttpResponse {
     let outcome = async {
         let [] = query(&request, [])?;
-        admit(&api.audit, &request, Detail::new()).await?;
-        json(&api.last_check.last_check())
+        let caller = admit(&api.audit, &request, Detail::new()).await?;
+        json(&api.of(&caller.realm).last_check.last_check())
     };
     answer(&request, outcome.await)
 }

@@ -98,7 +98,12 @@ pub async fn find_entries(
     let Wanted::These(filter) = filter else {
         return Ok(EntriesDocument { items: Vec::new(), next_cursor: None });
     };
-    let found = api.archive.search(&filter, Order::NewestFirst(before), limit).await.map_err(search_problem)?;
+    let found = api
+        .of(&caller.realm)
+        .archive
+        .search(&filter, Order::NewestFirst(before), limit)
+        .await
+        .map_err(search_problem)?;
     let items = read(api, &caller.realm, &found.indices, purpose.is_some()).await?;
     let next_cursor = found.indices.last().filter(|_| found.more).map(|index| Cursor::Entry(index.0).encode());
     Ok(EntriesDocument { items, next_cursor })
@@ -163,7 +168,7 @@ impl EntriesQuery {
         };
         // Last: what is malformed is said to be, whether or not there is such a subject.
         if let Some(subject) = &self.subject {
-            filter.subject = api.archive.subject_key(realm, subject).await.map_err(search_problem)?;
+            filter.subject = api.of(realm).archive.subject_key(realm, subject).await.map_err(search_problem)?;
             if filter.subject.is_none() {
                 return Ok(Wanted::Nothing);
             }
@@ -246,10 +251,10 @@ pub(crate) async fn read(
     reveal: bool,
 ) -> Result<Vec<EntryDocument>, Problem> {
     if reveal {
-        let opened = api.archive.open(realm, indices).await.map_err(search_problem)?;
+        let opened = api.of(realm).archive.open(realm, indices).await.map_err(search_problem)?;
         return opened.iter().map(revealed).collect();
     }
-    let stored = api.log.entries(indices).await.map_err(read_problem)?;
+    let stored = api.of(realm).log.entries(indices).await.map_err(read_problem)?;
     stored.into_iter().flatten().filter_map(|entry| document(&entry, realm).transpose()).collect()
 }
 
@@ -433,7 +438,8 @@ pub async fn find_history(
     let reveal = purpose.is_some();
     match which {
         Steps::At(moment) => {
-            let step = api.archive.state_at(&caller.realm, id, moment).await.map_err(search_problem)?;
+            let step =
+                api.of(&caller.realm).archive.state_at(&caller.realm, id, moment).await.map_err(search_problem)?;
             let items = vec![step_document(&step.ok_or_else(absent)?, reveal)?];
             Ok(HistoryDocument { items, next_cursor: None })
         }
@@ -449,7 +455,8 @@ async fn history(
     limit: usize,
     reveal: bool,
 ) -> Result<HistoryDocument, Problem> {
-    let mut steps = api.archive.history(&caller.realm, id, after, limit + 1).await.map_err(search_problem)?;
+    let mut steps =
+        api.of(&caller.realm).archive.history(&caller.realm, id, after, limit + 1).await.map_err(search_problem)?;
     if steps.is_empty() && after == Version::NONE {
         return Err(nothing_there("the realm has no such session, or it had no such state"));
     }

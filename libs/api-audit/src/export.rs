@@ -92,14 +92,15 @@ async fn export(api: &AuditApi, request: &HttpRequest) -> Result<HttpResponse, P
     let mut detail = asked.detail(&wanted);
     detail.insert("format".to_owned(), format.to_string());
     record(api, request, &caller, detail, purpose.as_deref()).await?;
-    let size = api.log.head().await.map_err(read_problem)?.size();
+    let audited = api.of(&caller.realm);
+    let size = audited.log.head().await.map_err(read_problem)?.size();
     let filter = match wanted {
         Wanted::These(filter) => Some(filter),
         Wanted::Nothing => None,
     };
     let export = Export {
-        log: Arc::clone(&api.log),
-        archive: api.archive.clone(),
+        log: Arc::clone(&audited.log),
+        archive: audited.archive.clone(),
         filter,
         reveal: purpose.is_some(),
         format,

@@ -28,7 +28,7 @@ use async_trait::async_trait;
 use audit_log::LogReader;
 use audit_search::Archive;
 use session_model::{Detail, RealmName, Session, Timestamp};
-use session_service::{Caller, Idempotency};
+use session_service::{ByRealm, Caller, Idempotency};
 use tokio::sync::watch;
 
 /// Records that somebody read the log.
@@ -83,6 +83,21 @@ pub struct PublishedKey {
 /// What the auditor's interface is made of.
 #[derive(Clone)]
 pub struct AuditApi {
+    /// Lets auditors in.
+    pub gate: Gate,
+    /// The log that each realm lives in.
+    pub logs: ByRealm<Arc<AuditedLog>>,
+}
+
+impl AuditApi {
+    /// The log that a realm lives in: all that a caller of the realm is shown is of it.
+    pub fn of(&self, realm: &RealmName) -> &AuditedLog {
+        self.logs.of(realm)
+    }
+}
+
+/// What an auditor is shown of one log.
+pub struct AuditedLog {
     /// Reads the log.
     pub log: Arc<dyn LogReader>,
     /// Finds and opens entries.
@@ -91,8 +106,6 @@ pub struct AuditApi {
     pub custodian: Arc<dyn Custodian>,
     /// Records each reading.
     pub recorder: Arc<dyn ReadRecorder>,
-    /// Lets auditors in.
-    pub gate: Gate,
     /// The log's verifier keys, those that sign first.
     pub keys: watch::Receiver<Vec<PublishedKey>>,
     /// What witnesses have cosigned.

@@ -92,7 +92,7 @@ pub async fn record(
     if purpose.is_some() {
         detail.insert("revealed".to_owned(), "true".to_owned());
     }
-    api.recorder.record(caller, detail, purpose).await
+    api.of(&caller.realm).recorder.record(caller, detail, purpose).await
 }
 
 pub(crate) fn fact(name: &str, value: impl ToString) -> Detail {
@@ -124,13 +124,14 @@ pub(crate) fn nothing_there(what: &str) -> Problem {
 pub async fn get_checkpoint(api: web::Data<AuditApi>, request: HttpRequest) -> HttpResponse {
     let outcome = async {
         let [cosigned] = query(&request, ["cosigned"])?;
-        admit(&api, &request, Detail::new()).await?;
+        let caller = admit(&api, &request, Detail::new()).await?;
+        let audited = api.of(&caller.realm);
         let checkpoint = match cosigned.as_deref() {
             None | Some("false") => {
-                let head = api.log.head().await.map_err(read_problem)?;
+                let head = audited.log.head().await.map_err(read_problem)?;
                 head.checkpoint.ok_or_else(|| nothing_there("the log is empty"))?
             }
-            Some("true") => api
+            Some("true") => audited
                 .cosigned
                 .newest()
                 .ok_or_else(|| nothing_there("no checkpoint has been cosigned by a quorum of witnesses"))?,
@@ -160,10 +161,11 @@ pub async fn get_checkpoint(api: web::Data<AuditApi>, request: HttpRequest) -> H
 pub async fn get_keys(api: web::Data<AuditApi>, request: HttpRequest) -> HttpResponse {
     let outcome = async {
         let [] = query(&request, [])?;
-        admit(&api, &request, Detail::new()).await?;
+        let caller = admit(&api, &request, Detail::new()).await?;
+        let keys = &api.of(&caller.realm).keys;
         let accepted = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
         if accepted.starts_with("text/plain") {
-            let lines: String = api.keys.borrow().iter().map(|key| format!("{}\n", key.vkey)).collect();
+            let lines: String = keys.borrow().iter().map(|key| format!("{}\n", key.vkey)).collect();
             return Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(lines));
         }
         let document = |key: &PublishedKey| KeyDocument {
@@ -172,7 +174,7 @@ pub async fn get_keys(api: web::Data<AuditApi>, request: HttpRequest) -> HttpRes
             signs_from: key.from.map(|time| time.to_string()),
             signed_until: key.until.map(|time| time.to_string()),
         };
-        let keys = api.keys.borrow().iter().map(document).collect();
+        let keys = keys.borrow().iter().map(document).collect();
         json(&KeysDocument { keys })
     };
     answer(&request, outcome.await)
@@ -198,17 +200,18 @@ pub async fn get_keys(api: web::Data<AuditApi>, request: HttpRequest) -> HttpRes
 pub async fn prove_inclusion(api: web::Data<AuditApi>, request: HttpRequest) -> HttpResponse {
     let outcome = async {
         let [index, size] = query(&request, ["index", "size"])?;
-        admit(&api, &request, Detail::new()).await?;
+        let caller = admit(&api, &request, Detail::new()).await?;
+        let log = &*api.of(&caller.realm).log;
         let index = LeafIndex(number("index", index)?.ok_or_else(|| missing("index"))?);
-        let newest = api.log.head().await.map_err(read_problem)?.size();
+        let newest = log.head().await.map_err(read_problem)?.size();
         let size = number("size", size)?.map_or(newest, TreeSize);
         let outside = || nothing_there("the log has no such index or size");
         if size > newest {
             return Err(outside());
         }
         let plan = Plan::inclusion(index, size).map_err(|_| outside())?;
-        let hashes = prove(&*api.log, &plan).await?;
-        let leaf = api.log.hashes(0, index.0, 1).await.map_err(read_problem)?;
+        let hashes = prove(log, &plan).await?;
+        let leaf = log.hashes(0, index.0, 1).await.map_err(read_problem)?;
         json(&InclusionDocument {
             index: index.0,
             size: size.0,
@@ -239,16 +242,17 @@ pub async fn prove_inclusion(api: web::Data<AuditApi>, request: HttpRequest) -> 
 pub async fn prove_consistency(api: web::Data<AuditApi>, request: HttpRequest) -> HttpResponse {
     let outcome = async {
         let [from, to] = query(&request, ["from", "to"])?;
-        admit(&api, &request, Detail::new()).await?;
+        let caller = admit(&api, &request, Detail::new()).await?;
+        let log = &*api.of(&caller.realm).log;
         let from = TreeSize(number("from", from)?.ok_or_else(|| missing("from"))?);
-        let newest = api.log.head().await.map_err(read_problem)?.size();
+        let newest = log.head().await.map_err(read_problem)?.size();
         let to = number("to", to)?.map_or(newest, TreeSize);
         let outside = || nothing_there("the log has no such sizes");
         if to > newest {
             return Err(outside());
         }
         let plan = Plan::consistency(from, to).map_err(|_| outside())?;
-        json(&ConsistencyDocument { from: from.0, to: to.0, hashes: prove(&*api.log, &plan).await? })
+        json(&ConsistencyDocument { from: from.0, to: to.0, hashes: prove(log, &plan).await? })
     };
     answer(&request, outcome.await)
 }

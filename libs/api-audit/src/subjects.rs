@@ -59,7 +59,7 @@ pub async fn erase_subject(
             Fields::of_body(&body, true)?.done()?;
         }
         let idempotency = asked.idempotency(&request, &body)?;
-        let erased = api.custodian.erase(&asked.caller, &subject, idempotency).await?;
+        let erased = api.of(&asked.caller.realm).custodian.erase(&asked.caller, &subject, idempotency).await?;
         let index = erased.receipt.index;
         changed(index, &erased)
     };
@@ -94,7 +94,7 @@ pub async fn hold_subject(
         let mut fields = Fields::of_body(&body, false)?;
         let reason = fields.required_text("reason", REASON);
         fields.done()?;
-        let held = api.custodian.hold(&caller, &subject, true, Some(reason)).await?;
+        let held = api.of(&caller.realm).custodian.hold(&caller, &subject, true, Some(reason)).await?;
         changed(held.receipt.index, &held)
     };
     answer(&request, outcome.await)
@@ -136,7 +136,7 @@ pub async fn release_subject(
 ) -> HttpResponse {
     let outcome = async {
         let caller = admit(&api, &request, &subject)?.caller;
-        let held = api.custodian.hold(&caller, &subject, false, None).await?;
+        let held = api.of(&caller.realm).custodian.hold(&caller, &subject, false, None).await?;
         changed(held.receipt.index, &held)
     };
     answer(&request, outcome.await)
@@ -186,18 +186,18 @@ pub async fn export(
     subject: &str,
     purpose: Option<&str>,
 ) -> Result<HttpResponse, Problem> {
-    let api = api.clone();
-    let key = api.archive.subject_key(&caller.realm, subject).await.map_err(search_problem)?;
+    let (api, log) = (api.clone(), api.of(&caller.realm));
+    let key = log.archive.subject_key(&caller.realm, subject).await.map_err(search_problem)?;
     let detail = key.map(|key| fact("subject_key", key.uuid())).unwrap_or_default();
     record(&api, request, &caller, detail, purpose).await?;
     let nothing = || Problem::new(ProblemCode::NothingHeld, "the realm holds nothing on the subject");
-    let beside = beside_the_log(&api.custodian.beside_the_log(&caller.realm, subject).await?)?;
+    let beside = beside_the_log(&log.custodian.beside_the_log(&caller.realm, subject).await?)?;
     if key.is_none() && beside.is_empty() {
         return Err(nothing());
     }
     let beside = stream::iter([Ok::<_, actix_web::Error>(beside)]);
     let keys = match key {
-        Some(key) => api.archive.keys_of_subject(key).await.map_err(search_problem)?,
+        Some(key) => log.archive.keys_of_subject(key).await.map_err(search_problem)?,
         None => HashSet::new(),
     };
     let entries = stream::iter(key).flat_map(move |key| lines(api.clone(), caller.realm.clone(), key, keys.clone()));
@@ -275,8 +275,9 @@ async fn page(
     keys: &HashSet<KeyId>,
     after: Option<LeafIndex>,
 ) -> Result<(web::Bytes, Option<LeafIndex>), Problem> {
-    let found = api.archive.search(filter, Order::OldestFirst(after), PAGE).await.map_err(search_problem)?;
-    let opened = api.archive.open(&filter.realm, &found.indices).await.map_err(search_problem)?;
+    let archive = &api.of(&filter.realm).archive;
+    let found = archive.search(filter, Order::OldestFirst(after), PAGE).await.map_err(search_problem)?;
+    let opened = archive.open(&filter.realm, &found.indices).await.map_err(search_problem)?;
     let mut bytes = Vec::new();
     // A session may have gone on as another subject's: what that key seals is not this one's.
     let own = |entry: &&Opened| entry.leaf.data_key.is_some_and(|key| keys.contains(&key));

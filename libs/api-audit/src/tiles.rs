@@ -96,8 +96,8 @@ fn outside() -> Problem {
     nothing_there("the log has no such tile")
 }
 
-async fn size(api: &AuditApi) -> Result<TreeSize, Problem> {
-    Ok(api.log.head().await.map_err(read_problem)?.size())
+async fn size(log: &dyn LogReader) -> Result<TreeSize, Problem> {
+    Ok(log.head().await.map_err(read_problem)?.size())
 }
 
 /// A tile of hashes, C2SP tlog-tiles.
@@ -126,11 +126,12 @@ pub async fn get_tile(api: web::Data<AuditApi>, request: HttpRequest) -> HttpRes
         let level: Option<u8> = level.parse().ok().filter(|number: &u8| *number < 64 && number.to_string() == level);
         let tile = level.zip(Tile::parse(tile));
         let what = tile.map_or_else(|| "malformed".to_owned(), |(level, tile)| format!("{level}/{}", tile.index));
-        admit(&api, &request, fact("tile", what)).await?;
+        let caller = admit(&api, &request, fact("tile", what)).await?;
+        let log = &*api.of(&caller.realm).log;
         let (level, tile) = tile.ok_or_else(outside)?;
-        let count = hashes_at(level, size(&api).await?).ok_or_else(outside)?;
+        let count = hashes_at(level, size(log).await?).ok_or_else(outside)?;
         let start = tile.start(count).ok_or_else(outside)?;
-        let hashes = api.log.hashes(level * 8, start, tile.width).await.map_err(read_problem)?;
+        let hashes = log.hashes(level * 8, start, tile.width).await.map_err(read_problem)?;
         Ok(tile.answer(hashes.iter().flat_map(|hash| hash.0).collect()))
     };
     answer(&request, outcome.await)
@@ -160,9 +161,10 @@ pub async fn get_bundle(api: web::Data<AuditApi>, request: HttpRequest) -> HttpR
         let tile = Tile::parse(request.match_info().get("tile").unwrap_or_default());
         let what = tile.map_or_else(|| "malformed".to_owned(), |tile| format!("entries/{}", tile.index));
         let caller = admit(&api, &request, fact("tile", what)).await?;
+        let log = &*api.of(&caller.realm).log;
         let tile = tile.ok_or_else(outside)?;
-        let start = tile.start(size(&api).await?.0).ok_or_else(outside)?;
-        let leaves = leaves(&*api.log, start, tile.width).await?;
+        let start = tile.start(size(log).await?.0).ok_or_else(outside)?;
+        let leaves = leaves(log, start, tile.width).await?;
         if leaves.iter().any(|leaf| !may_see(leaf, &caller.realm)) {
             return Err(Problem::new(
                 ProblemCode::NotAllowed,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use actix_web::{HttpRequest, HttpResponse, web};
 use api_http::{Gate, Problem, ProblemCode, answer};
 pub use api_http::{Observed, Observer};
-use session_service::Sessions;
+use session_service::{ByRealm, Sessions};
 
 /// What the REST interface is made of.
 #[derive(Clone)]
@@ -28,15 +28,15 @@ pub struct RestApi {
     pub gate: Gate,
     /// Counts.
     pub observer: Observer,
-    /// Origin of the log, as receipts name it.
-    pub origin: Arc<str>,
+    /// Origin of the log that each realm lives in, as receipts name it.
+    pub origin: ByRealm<Arc<str>>,
     /// Bytes a body may have.
     pub max_body: usize,
 }
 
 impl fmt::Debug for RestApi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RestApi({})", self.origin)
+        write!(f, "RestApi({})", self.origin.first())
     }
 }
 

@@ -194,7 +194,8 @@ impl RestApi {
             (self.observer)(Observed::Replayed);
         }
         let mut body = Vec::with_capacity(1_024);
-        write(&self.document(&changed.session).changed(&self.origin, changed), &mut body)?;
+        let origin = self.origin.of(&changed.session.realm);
+        write(&self.document(&changed.session).changed(origin, changed), &mut body)?;
         let mut response = HttpResponse::build(status);
         response
             .content_type("application/json")
@@ -219,10 +220,11 @@ impl RestApi {
             .body(body))
     }
 
-    fn ended(&self, all: &[Happened]) -> HttpResponse {
+    fn ended(&self, realm: &RealmName, all: &[Happened]) -> HttpResponse {
         all.iter().for_each(|_| (self.observer)(Observed::Ended("requested")));
+        let origin = self.origin.of(realm);
         let places: Vec<_> = all.iter().filter_map(|one| one.place).collect();
-        let receipts: Vec<_> = places.iter().map(|place| ReceiptDocument::new(&self.origin, place)).collect();
+        let receipts: Vec<_> = places.iter().map(|place| ReceiptDocument::new(origin, place)).collect();
         let mut response = HttpResponse::Ok();
         response.insert_header((header::CACHE_CONTROL, "no-store"));
         if let Some(last) = places.iter().map(|place| place.index.0).max() {
@@ -731,7 +733,7 @@ pub(crate) async fn end_subject(
             .map(|id| id.parse().map_err(|_| Problem::malformed("#query/except", "must be a session id")))
             .transpose()?;
         let ended = api.service.end_subject(&asked.caller, &subject, except, reason(word)?).await?;
-        Ok(api.ended(&ended))
+        Ok(api.ended(&asked.caller.realm, &ended))
     };
     answer(&request, outcome.await)
 }
@@ -766,7 +768,7 @@ pub(crate) async fn end_matching(api: web::Data<RestApi>, request: HttpRequest) 
         let subject = subject_of(subject)?;
         let ended =
             api.service.end_matching(&asked.caller, subject.as_deref(), kind(kind_word)?, reason(word)?).await?;
-        Ok(api.ended(&ended))
+        Ok(api.ended(&asked.caller.realm, &ended))
     };
     answer(&request, outcome.await)
 }

@@ -41,7 +41,7 @@ use std::sync::Arc;
 use api_http::{Gate, Observer};
 use audit_search::Archive;
 use nonce_store::NonceStore;
-use session_service::Sessions;
+use session_service::{ByRealm, Sessions};
 
 /// Namespace of every element of ours.
 pub const NAMESPACE: &str = "urn:counterfoil:session:v1";
@@ -51,14 +51,14 @@ pub const NAMESPACE: &str = "urn:counterfoil:session:v1";
 pub struct SoapApi {
     /// Does what is asked.
     pub service: Arc<Sessions>,
-    /// Finds entries of the log, for auditors.
-    pub archive: Archive,
+    /// Finds entries of the log that each realm lives in, for auditors.
+    pub archive: ByRealm<Archive>,
     /// Lets requests in.
     pub gate: Gate,
     /// Counts.
     pub observer: Observer,
-    /// Origin of the log, as receipts name it.
-    pub origin: Arc<str>,
+    /// Origin of the log that each realm lives in, as receipts name it.
+    pub origin: ByRealm<Arc<str>>,
     /// Who may ask with a user name and a secret.
     pub consumers: Arc<Consumers>,
     /// Certificates that a signature may name without holding them. Whose they are the gate knows, as of all.

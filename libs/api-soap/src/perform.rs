@@ -299,7 +299,9 @@ async fn query_audit(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Res
     }
     let handle = match &subject {
         None => None,
-        Some(subject) => Some(api.archive.subject_key(&caller.realm, subject).await.map_err(audit::problem)?),
+        Some(subject) => {
+            Some(api.archive.of(&caller.realm).subject_key(&caller.realm, subject).await.map_err(audit::problem)?)
+        }
     };
     if let Some(Some(handle)) = handle {
         detail.insert("subject_key".to_owned(), handle.uuid().to_string());
@@ -318,7 +320,7 @@ async fn query_audit(api: &SoapApi, asked: &Asked<'_, '_>, xml: &mut Xml) -> Res
         return Ok(None);
     }
     let filter = EntryFilter { from, to, subject: handle.flatten(), session, ..EntryFilter::all(caller.realm.clone()) };
-    let found = audit::find(&api.archive, &filter, before, limit).await?;
+    let found = audit::find(api.archive.of(&caller.realm), &filter, before, limit).await?;
     let (mut next, mut last) = (found.next, None);
     xml.open("events");
     for (stored, leaf) in &found.entries {
@@ -409,12 +411,12 @@ impl SoapApi {
             xml.plain("token", token);
         }
         let place = changed.place.as_ref()?;
-        self.receipt(xml, place);
+        self.receipt(xml, &changed.session.realm, place);
         Some(place.index)
     }
 
-    fn receipt(&self, xml: &mut Xml, place: &Place) {
-        xml.open("receipt").text("origin", &self.origin).plain("leafIndex", place.index);
+    fn receipt(&self, xml: &mut Xml, realm: &session_model::RealmName, place: &Place) {
+        xml.open("receipt").text("origin", self.origin.of(realm)).plain("leafIndex", place.index);
         xml.plain("leafHash", place.hash).plain("treeSize", place.tree_size).close("receipt");
     }
 }

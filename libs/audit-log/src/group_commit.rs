@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{error, info, warn};
 
-use crate::{AppendError, Appended, Batch, LogHead, LogStore, Proposed, Refusal, Refused, Sequencer};
+use crate::{AppendError, Appended, Batch, LogHead, LogStore, Proposed, ReadError, Refusal, Refused, Sequencer};
 
 /// What is done with entries once their fate is known. `Ticket` is whatever the submitter needs to be answered.
 pub trait CommitSink: Send + Sync + 'static {
@@ -154,7 +154,7 @@ impl<S: CommitSink> GroupCommit<S> {
         }
     }
 
-    /// Whether the last attempt to append succeeded.
+    /// Whether the last attempt to append succeeded, or the log could be reached since.
     pub fn is_available(&self) -> bool {
         self.available.load(Ordering::Relaxed) && self.sender.strong_count() > 0
     }
@@ -182,6 +182,9 @@ async fn hand_over<S: CommitSink>(sink: Arc<S>, mut committed: mpsc::Receiver<Ve
     }
 }
 
+/// How long a log that did not take a batch is left alone, unless somebody asks.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 struct Appender<S: CommitSink> {
     log: Arc<dyn LogStore>,
     sequencer: Sequencer,
@@ -196,7 +199,23 @@ struct Appender<S: CommitSink> {
 impl<S: CommitSink> Appender<S> {
     async fn run(mut self, mut queue: mpsc::Receiver<Queued<S::Ticket>>) {
         let mut waiting = Vec::with_capacity(self.config.batch);
-        while queue.recv_many(&mut waiting, self.config.batch).await > 0 {
+        loop {
+            let received = queue.recv_many(&mut waiting, self.config.batch);
+            let received = if self.available.load(Ordering::Relaxed) {
+                received.await
+            } else {
+                // Nobody may come any more, because the node is not ready: it has to find out by itself that it could be.
+                match timeout(LOOK_AGAIN, received).await {
+                    Ok(received) => received,
+                    Err(_elapsed) => {
+                        self.look_again().await;
+                        continue;
+                    }
+                }
+            };
+            if received == 0 {
+                return;
+            }
             let taken = |queued: &Queued<S::Ticket>| {
                 queued.progress.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
             };
@@ -257,6 +276,21 @@ impl<S: CommitSink> Appender<S> {
             if Instant::now() >= deadline {
                 return self.give_up(tickets);
             }
+        }
+    }
+
+    /// Whether a log that did not take a batch can be reached again. Whether it takes the next one shows then.
+    async fn look_again(&mut self) {
+        let looking = async {
+            let head = self.log.head().await?;
+            self.log.prepare(head.size(), head.time).await?;
+            Ok::<_, ReadError>(head)
+        };
+        if let Ok(Ok(head)) = timeout(self.config.append_timeout, looking).await {
+            info!("the log can be reached again");
+            self.sink.head(&head);
+            self.head = Some(head);
+            self.available.store(true, Ordering::Relaxed);
         }
     }
 

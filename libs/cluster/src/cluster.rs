@@ -18,11 +18,12 @@ use tracing::{debug, info, warn};
 
 use crate::asking::Asking;
 use crate::frame::{Frames, OVERHEAD, Rejections};
+use crate::line::Line;
 use crate::membership::Membership;
 use crate::message::{ASK_HEAD, QUESTION_HEAD, SHARE_HEAD};
 use crate::{
-    Answer, Answers, Ask, AskError, Audience, Beat, Capabilities, Change, Commit, Heard, Incarnation, Member, Message,
-    Placement, Presence, Question, Received, Record, Rejected, SendError, Topic, Transport,
+    Answer, Answers, Ask, AskError, Audience, Beat, Capabilities, Change, Commit, Heard, Inbox, Incarnation, LineId,
+    Member, Message, Placement, Presence, Question, Received, Record, Rejected, SendError, Topic, Transport,
 };
 
 /// How a node takes part.
@@ -116,7 +117,7 @@ pub struct Cluster {
     tasks: Vec<JoinHandle<()>>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     config: ClusterConfig,
     transport: Arc<dyn Transport>,
     host: Arc<dyn Host>,
@@ -142,6 +143,8 @@ struct Shared {
     /// By whom the placement goes that is in `placement`. Held while it is made anew.
     placed: Mutex<Vec<(String, Incarnation)>>,
     placement: watch::Sender<Option<Arc<Placement>>>,
+    /// What other clusters have here.
+    lines: Mutex<Vec<(LineId, Arc<Inbox>)>>,
 }
 
 /// A commit that came.
@@ -216,6 +219,7 @@ impl Cluster {
             asking: Asking::default(),
             placed: Mutex::default(),
             placement: watch::Sender::new(None),
+            lines: Mutex::default(),
         });
         shared.place();
         let (apply, to_apply) = mpsc::channel(WAITING);
@@ -321,6 +325,13 @@ impl Cluster {
         if self.shared.aside.set(hear).is_err() {
             warn!("somebody hears already what is said beside the log");
         }
+    }
+
+    /// A transport for another cluster of the same nodes, whose frames this one carries. Each id is to be taken once.
+    pub fn line(&self, id: LineId) -> Arc<dyn Transport> {
+        let (line, inbox) = Line::new(id, Arc::clone(&self.shared));
+        self.shared.lines.lock().push((id, inbox));
+        Arc::new(line)
     }
 
     /// Bytes that what is said beside the log may have.
@@ -524,7 +535,11 @@ async fn hand_over(host: Arc<dyn Host>, mut commits: mpsc::Receiver<Committed>) 
 }
 
 impl Shared {
-    fn max_message(&self) -> usize {
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        self.transport.capabilities()
+    }
+
+    pub(crate) fn max_message(&self) -> usize {
         self.transport.capabilities().max_frame.saturating_sub(OVERHEAD)
     }
 
@@ -534,22 +549,19 @@ impl Shared {
     }
 
     fn send_encoded(&self, to: Audience, message: &[u8]) -> bool {
-        let sent = self
-            .frames
-            .seal(message)
-            .map_err(|failure| SendError::Unavailable(Some(failure.into())))
-            .and_then(|frame| self.transport.send(to, &frame));
-        match sent {
-            Ok(()) => {
-                self.sent.fetch_add(1, Ordering::Relaxed);
-                true
-            }
-            Err(failure) => {
-                self.unsent.fetch_add(1, Ordering::Relaxed);
-                debug!(failure = &failure as &dyn std::error::Error, "a frame was not sent");
-                false
-            }
+        let sent = self.try_send(to, message);
+        if let Err(failure) = &sent {
+            debug!(failure = failure as &dyn std::error::Error, "a frame was not sent");
         }
+        sent.is_ok()
+    }
+
+    pub(crate) fn try_send(&self, to: Audience, message: &[u8]) -> Result<(), SendError> {
+        let sealed = self.frames.seal(message).map_err(|failure| SendError::Unavailable(Some(failure.into())));
+        let sent = sealed.and_then(|frame| self.transport.send(to, &frame));
+        let counter = if sent.is_ok() { &self.sent } else { &self.unsent };
+        counter.fetch_add(1, Ordering::Relaxed);
+        sent
     }
 
     fn send_beat(&self) {
@@ -605,7 +617,10 @@ impl Shared {
         while let Some(received) = self.transport.receive().await {
             match received {
                 Received::Frame(frame) => self.take(&frame, &apply),
-                Received::Lost => self.host.missed(),
+                Received::Lost => {
+                    self.host.missed();
+                    self.lines.lock().iter().for_each(|(_, inbox)| inbox.lost());
+                }
                 Received::Departed(who) => {
                     let changes = self.members.lock().departed(who);
                     self.tell(&changes);
@@ -631,6 +646,13 @@ impl Shared {
             Ok(Message::Aside(bytes)) => {
                 if let Some(aside) = self.aside.get() {
                     aside(from, bytes);
+                }
+            }
+            Ok(Message::Line(id, frame)) => {
+                let lines = self.lines.lock();
+                // One that this node does not have is of a log that it is not told of.
+                if let Some((_, inbox)) = lines.iter().find(|(known, _)| *known == id) {
+                    inbox.put(frame);
                 }
             }
             Ok(Message::Beat(beat)) => {

@@ -17,6 +17,7 @@ mod frame;
 pub mod fuzz;
 #[cfg(feature = "test-util")]
 pub mod in_process;
+mod line;
 mod membership;
 mod message;
 mod placement;
@@ -28,6 +29,7 @@ mod upkeep;
 pub use asking::{Answers, AskError, Topic};
 pub use cluster::{Aside, Cluster, ClusterConfig, Host, Page, Standing, Traffic};
 pub use frame::Rejected;
+pub use line::LineId;
 pub use membership::{Change, Heard, Member, Presence};
 pub use message::{Answer, Ask, Beat, Commit, Message, Question, Record, Undecodable, ViewIdentity};
 pub use placement::Placement;

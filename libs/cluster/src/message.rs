@@ -6,7 +6,7 @@
 use session_model::{LeafIndex, SessionId, TreeSize};
 use uuid::Uuid;
 
-use crate::Incarnation;
+use crate::{Incarnation, LineId};
 
 /// A session as one entry left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +123,8 @@ pub enum Message {
     /// Something was committed, and of the sessions that it changed those are here that whom it is sent to holds. The number is the
     /// [share](crate::Placement::share) that its sender takes it to hold: whoever holds another share has not been told all it needs.
     Share(u64, Commit),
+    /// A frame of another cluster, on this line.
+    Line(LineId, Vec<u8>),
     /// Of a kind that this program does not know.
     Unknown(u8),
 }
@@ -141,6 +143,7 @@ const ASIDE: u8 = 6;
 const QUESTION: u8 = 7;
 const REPLY: u8 = 8;
 const SHARE: u8 = 9;
+const LINE: u8 = 10;
 
 /// Bytes of a commit's frame without records.
 const COMMIT_HEAD: usize = 1 + 8 + 8 + 17 + 4;
@@ -311,6 +314,12 @@ impl Message {
                 put_u64(&mut out, *number);
                 out.extend_from_slice(body);
             }
+            Self::Line(id, frame) => {
+                out.reserve(1 + id.0.len() + frame.len());
+                out.push(LINE);
+                out.extend_from_slice(&id.0);
+                out.extend_from_slice(frame);
+            }
             Self::Unknown(kind) => out.push(*kind),
         }
         out
@@ -363,6 +372,10 @@ impl Message {
                 Self::Question(Question { number, topic, body: from.0.to_vec() })
             }
             REPLY => Self::Reply(from.u64()?, from.0.to_vec()),
+            LINE => {
+                let id = LineId(*from.array()?);
+                Self::Line(id, from.0.to_vec())
+            }
             kind => Self::Unknown(kind),
         };
         Ok(message)

@@ -6,6 +6,7 @@ use access::Permission;
 use actix_web::{HttpRequest, HttpResponse, web};
 use api_audit::{CheckDocument, read_problem, record};
 use api_http::{Problem, ProblemCode};
+use audit_log::LogReader;
 use maud::{Markup, html};
 use session_model::{Detail, Leaf, LeafIndex, Timestamp, TreeSize};
 
@@ -32,12 +33,13 @@ pub(crate) async fn show(console: web::Data<Console>, request: HttpRequest) -> H
     admitted(&console, &request, Permission::ReadLog, async |visit, caller| {
         api_http::query(&request, [])?;
         record(&console.audit, &request, &caller, Detail::new(), None).await?;
-        let head = console.audit.log.head().await.map_err(read_problem)?;
-        let samples = sampled(&console, head.size()).await?;
-        let checked = console.evidence.last_check.last_check();
+        let audited = console.audit.of(&caller.realm);
+        let head = audited.log.head().await.map_err(read_problem)?;
+        let samples = sampled(&*audited.log, head.size()).await?;
+        let checked = console.evidence.of(&caller.realm).last_check.last_check();
         let main = html! {
             h1 { "Checkpoints" }
-            p { "The log has " strong { (thousands(head.size().0)) } " entries of all realms, the newest of "
+            p { "The log has " strong { (thousands(head.size().0)) } " entries of all realms in it, the newest of "
                 (show::time(&head.time.to_string())) " UTC. Each commit signs a checkpoint over the whole tree." }
             figure {
                 (chart(&samples))
@@ -53,7 +55,7 @@ pub(crate) async fn show(console: web::Data<Console>, request: HttpRequest) -> H
                 @if let Some(checkpoint) = &head.checkpoint { pre { (checkpoint) } }
                 p.dim { "Keep it where nobody of this service can write: whoever has it can prove later that the log was rewritten." }
                 h2 { "Verifier keys" }
-                @for key in console.audit.keys.borrow().iter() {
+                @for key in audited.keys.borrow().iter() {
                     p {
                         code.vkey { (key.vkey) }
                         @if let Some(from) = key.from { span.dim { "from " (show::time(&from.to_string())) " UTC " } }
@@ -101,8 +103,8 @@ fn last_check(check: &CheckDocument) -> Markup {
     }
 }
 
-async fn sampled(console: &Console, size: TreeSize) -> Result<Vec<Sample>, Problem> {
-    let found = console.audit.log.entries(&places(size.0)).await.map_err(read_problem)?;
+async fn sampled(log: &dyn LogReader, size: TreeSize) -> Result<Vec<Sample>, Problem> {
+    let found = log.entries(&places(size.0)).await.map_err(read_problem)?;
     let sample = |entry: audit_log::StoredEntry| {
         let leaf = Leaf::decode(&entry.leaf).map_err(|_| {
             Problem::new(ProblemCode::Internal, format!("entry {} is not a leaf: the log was damaged", entry.index))

@@ -8,6 +8,7 @@ use api_audit::{
     revealing,
 };
 use api_http::{Problem, ProblemCode, query};
+use audit_log::LogReader;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, html};
@@ -193,8 +194,9 @@ pub(crate) async fn one(console: web::Data<Console>, request: HttpRequest) -> Ht
         let reveal = given(reveal);
         let purpose = revealing(reveal.clone(), given(purpose).filter(|_| reveal.is_some()))?;
         let entry = find_entry(&console.audit, &request, &caller, index, purpose.as_deref()).await?;
-        let evidence = evidence(&console, entry.index).await?;
-        let published = console.audit.keys.borrow().clone();
+        let audited = console.audit.of(&caller.realm);
+        let evidence = evidence(&*audited.log, entry.index).await?;
+        let published = audited.keys.borrow().clone();
         let keys: Vec<&str> = published.iter().map(|key| key.vkey.as_str()).collect();
         let main = whole(&entry, &evidence, &keys, purpose.as_deref());
         Ok(page::shown(&console, visit, &format!("Entry {}", entry.index), Section::Entries, &main))
@@ -203,11 +205,11 @@ pub(crate) async fn one(console: web::Data<Console>, request: HttpRequest) -> Ht
 }
 
 /// The proof that the entry is in the newest tree.
-async fn evidence(console: &Console, index: u64) -> Result<Evidence, Problem> {
-    let head = console.audit.log.head().await.map_err(read_problem)?;
+async fn evidence(log: &dyn LogReader, index: u64) -> Result<Evidence, Problem> {
+    let head = log.head().await.map_err(read_problem)?;
     let damaged = |_| Problem::new(ProblemCode::Internal, "the log has an entry beyond its own size");
     let plan = Plan::inclusion(LeafIndex(index), head.size()).map_err(damaged)?;
-    let proof = proof_of(&*console.audit.log, &plan).await?;
+    let proof = proof_of(log, &plan).await?;
     let checkpoint =
         head.checkpoint.ok_or_else(|| Problem::new(ProblemCode::Internal, "the log has entries and no checkpoint"))?;
     Ok(Evidence { receipt: Receipt { index: LeafIndex(index), proof, checkpoint } })

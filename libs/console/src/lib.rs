@@ -30,7 +30,7 @@ use actix_web::{HttpRequest, HttpResponse, Resource, Route, web};
 use api_audit::{AuditApi, EvidenceApi};
 use api_http::{Problem, ProblemCode};
 use sealing::Keyring;
-use session_service::SessionService;
+use session_service::{ByRealm, SessionService};
 
 use crate::assets::Assets;
 pub use crate::people::{Grant, People};
@@ -44,16 +44,16 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; i
 pub struct Console {
     audit: web::Data<AuditApi>,
     evidence: EvidenceApi,
-    sessions: Arc<SessionService>,
+    sessions: ByRealm<Arc<SessionService>>,
     keyring: Keyring,
     people: Option<Arc<People>>,
     assets: Arc<Assets>,
 }
 
 impl Console {
-    /// A console over the auditor's interfaces. `sessions` keeps the visits of those who signed in, and says how the service does;
+    /// A console over the auditor's interfaces. `sessions` keeps the visits of those who signed in, in the log that each one's realm lives in, and says how the service does;
     /// by `keyring` the console knows its own cookies and forms on every node.
-    pub fn new(evidence: EvidenceApi, sessions: Arc<SessionService>, keyring: Keyring) -> Self {
+    pub fn new(evidence: EvidenceApi, sessions: ByRealm<Arc<SessionService>>, keyring: Keyring) -> Self {
         Self {
             audit: web::Data::new(evidence.audit.clone()),
             evidence,

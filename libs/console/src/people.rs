@@ -219,7 +219,7 @@ pub(crate) async fn begin(console: web::Data<Console>, request: HttpRequest) -> 
         Ok([next]) => given(next),
         Err(problem) => return page::problem(&console, &request, None, &problem),
     };
-    let begun = Away::begin(console.sessions.now(), next.as_deref().and_then(within)).and_then(|away| {
+    let begun = Away::begin(console.sessions.first().now(), next.as_deref().and_then(within)).and_then(|away| {
         let secrets = away.secrets(&console.keyring)?;
         Ok((away.written(&console.keyring)?, secrets, away.began))
     });
@@ -283,7 +283,7 @@ impl From<Problem> for NotIn {
 
 async fn came_back(console: &Console, people: &People, request: &HttpRequest) -> Result<HttpResponse, NotIn> {
     let not_ours = |why| NotIn::Provider(OidcError::NotOurs(why));
-    let now = console.sessions.now();
+    let now = console.sessions.first().now();
     let kept = cookie(request, Cookie::Away).unwrap_or_default();
     let away = Away::read(kept, &console.keyring, now).map_err(internal)?;
     let away = away.ok_or(not_ours("the browser did not begin here, or too long ago"))?;

@@ -14,9 +14,9 @@ use crate::visit::admitted;
 pub(crate) async fn show(console: web::Data<Console>, request: HttpRequest) -> HttpResponse {
     admitted(&console, &request, Permission::SeeStatus, async |visit, caller| {
         query(&request, [])?;
-        let service = &console.sessions;
+        let service = console.sessions.of(&caller.realm);
         let (reflected, size) = service.progress();
-        let searchable = console.audit.archive.projector().status().size;
+        let searchable = console.audit.of(&caller.realm).archive.projector().status().size;
         let silence = service.log_silence();
         let policy = service.policy(&caller.realm)?;
         let main = html! {

@@ -87,7 +87,8 @@ async fn shown(
     done: Option<Markup>,
 ) -> Result<HttpResponse, Problem> {
     let newest = newest_of(console, request, caller, subject, NEWEST).await?;
-    let key = console.audit.archive.subject_key(&caller.realm, subject).await.map_err(search_problem)?;
+    let key =
+        console.audit.of(&caller.realm).archive.subject_key(&caller.realm, subject).await.map_err(search_problem)?;
     let held = match key {
         Some(key) => held(console, &caller.realm, key).await?,
         None => None,
@@ -103,14 +104,15 @@ async fn shown(
 
 /// The newest entry about a hold says whether there is one.
 async fn held(console: &Console, realm: &RealmName, key: KeyId) -> Result<Option<Held>, Problem> {
+    let archive = &console.audit.of(realm).archive;
     let newest = async |action| {
         let filter = EntryFilter { subject: Some(key), action: Some(action), ..EntryFilter::all(realm.clone()) };
-        let found = console.audit.archive.search(&filter, Order::NewestFirst(None), 1).await.map_err(search_problem)?;
+        let found = archive.search(&filter, Order::NewestFirst(None), 1).await.map_err(search_problem)?;
         Ok::<_, Problem>(found.indices.first().copied())
     };
     let (put, released) = (newest(Action::SubjectHeld).await?, newest(Action::SubjectReleased).await?);
     let Some(put) = put.filter(|put| released.is_none_or(|released| *put > released)) else { return Ok(None) };
-    let opened = console.audit.archive.open(realm, &[put]).await.map_err(search_problem)?;
+    let opened = archive.open(realm, &[put]).await.map_err(search_problem)?;
     Ok(opened.first().map(|entry| Held { since: entry.leaf.time, index: put.0 }))
 }
 
@@ -214,7 +216,7 @@ async fn put(console: web::Data<Console>, request: HttpRequest, payload: web::Pa
     sent(&console, &request, payload, &names, Permission::KeepSubjects, async |visit, caller, form| {
         let subject = named(&form)?;
         let reason = text(&form, "reason", REASON)?.to_owned();
-        let held = console.audit.custodian.hold(&caller, subject, on, Some(reason)).await?;
+        let held = console.audit.of(&caller.realm).custodian.hold(&caller, subject, on, Some(reason)).await?;
         let done = html! {
             @if on { "The subject is under legal hold: " } @else { "The subject was released: " }
             a href={ "/console/entries/" (held.receipt.index) } { "entry " (held.receipt.index) } "."
@@ -234,7 +236,7 @@ pub(crate) async fn erase(console: web::Data<Console>, request: HttpRequest, pay
             let main = confirm(visit, subject, !again.is_empty());
             return Ok(page::shown(&console, visit, "Erase", Section::Subjects, &main));
         }
-        let erased = match console.audit.custodian.erase(&caller, subject, None).await {
+        let erased = match console.audit.of(&caller.realm).custodian.erase(&caller, subject, None).await {
             Ok(erased) => erased,
             Err(problem) if problem.code() == ProblemCode::NothingHeld => {
                 let done = html! { "Nothing is held on the subject, so nothing was erased." };

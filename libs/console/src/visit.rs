@@ -153,7 +153,7 @@ impl Console {
         };
         let actor = holder.actor().ok_or(Turned::SignedOut)?;
         let visitor = caller(request, &holder, actor, None);
-        let Validation::Active(session) = self.sessions.validate(&visitor, text).await? else {
+        let Validation::Active(session) = self.sessions.of(&visitor.realm).validate(&visitor, text).await? else {
             return Err(Turned::SignedOut);
         };
         let form_tag = self.form_tag(&session, &holder)?;
@@ -176,13 +176,14 @@ impl Console {
         session: &Session,
         token: &Token,
     ) -> Option<HeaderValue> {
-        let interval = self.sessions.policy(&visitor.realm).ok()?.renewal_interval;
-        let due = self.sessions.now().micros_since(session.token_issued_at) > interval.as_micros();
+        let sessions = self.sessions.of(&visitor.realm);
+        let interval = sessions.policy(&visitor.realm).ok()?.renewal_interval;
+        let due = sessions.now().micros_since(session.token_issued_at) > interval.as_micros();
         // A page that loads beside this one may have renewed already: then the overlap carries this one.
         if !due || request.method() != Method::GET || !session.token.matches(&token_digest(token)) {
             return None;
         }
-        match self.sessions.renew(visitor, session.id, None).await {
+        match sessions.renew(visitor, session.id, None).await {
             Ok(changed) => cookie_of(self, request, who, &changed.token?).ok(),
             Err(failure) => {
                 warn!(%failure, "a visit's token could not be renewed");
@@ -414,7 +415,7 @@ async fn begin(console: &Console, request: &HttpRequest, holder: &Keyholder) -> 
     let actor = actor.ok_or_else(|| Problem::new(ProblemCode::NotAllowed, "the console is not for this key"))?;
     let visitor = caller(request, holder, actor, None);
     let new = visit_of(request, &visitor);
-    let begun = console.sessions.create(&visitor, new, None).await?;
+    let begun = console.sessions.of(&visitor.realm).create(&visitor, new, None).await?;
     let token = begun.token.ok_or_else(|| Problem::new(ProblemCode::Internal, "the visit has no token"))?;
     cookie_of(console, request, &holder.id, &token)
 }
@@ -461,7 +462,8 @@ pub(crate) async fn begin_of(console: &Console, request: &HttpRequest, new: Newc
     let actor = Actor { id: nobody.id.clone(), role: new.role };
     let mut visitor = caller(request, &nobody, actor, None);
     visitor.detail.insert("sign_in".to_owned(), "oidc".to_owned());
-    let limits = &console.sessions.policy(&visitor.realm)?.limits;
+    let sessions = console.sessions.of(&visitor.realm);
+    let limits = &sessions.policy(&visitor.realm)?.limits;
     let session = NewSession {
         subject: Some(new.subject),
         // A realm that keeps less is not a reason to keep an auditor out.
@@ -469,7 +471,7 @@ pub(crate) async fn begin_of(console: &Console, request: &HttpRequest, new: Newc
         authentication: Some((new.methods, new.level)),
         ..visit_of(request, &visitor)
     };
-    let begun = console.sessions.create_by_subject(&visitor, session).await?;
+    let begun = sessions.create_by_subject(&visitor, session).await?;
     let token = begun.token.ok_or_else(|| Problem::new(ProblemCode::Internal, "the visit has no token"))?;
     Ok(Begun { handle: begun.session.data_key.uuid().to_string(), token })
 }
@@ -482,7 +484,8 @@ pub(crate) async fn sign_out(console: web::Data<Console>, request: HttpRequest, 
         let actor = visit.holder.actor().ok_or(Turned::SignedOut)?;
         let reason = EndReason::requested("logout")
             .ok_or_else(|| Problem::new(ProblemCode::Internal, "there is no such reason"))?;
-        console.sessions.end(&caller(&request, &visit.holder, actor, None), visit.session.id, reason).await?;
+        let visitor = caller(&request, &visit.holder, actor, None);
+        console.sessions.of(&visitor.realm).end(&visitor, visit.session.id, reason).await?;
         Ok(())
     };
     match ended.await {

@@ -15,7 +15,7 @@ use crate::error::{ServiceError, Unavailable};
 use crate::failures::{internal, of, of_key, of_read};
 use crate::idempotency::Entered;
 use crate::request::{Asking, Caller, Idempotency, NewSession, subject_actor};
-use crate::service::{SessionService, place_of};
+use crate::service::{HOUSE, SessionService, place_of};
 
 impl SessionService {
     /// Begins a session.
@@ -213,6 +213,16 @@ impl SessionService {
         };
         let filter = SessionFilter { realm: caller.realm.clone(), key, open: Some(true), kind };
         self.end_all(caller, &filter, None, &reason).await
+    }
+
+    /// Whether the log has entries of a realm: sessions, or what belongs to none (its credentials, what was read or refused in it).
+    ///
+    /// # Errors
+    /// [`ServiceError::Unavailable`].
+    pub async fn knows(&self, realm: &RealmName) -> Result<bool, ServiceError> {
+        let filter = SessionFilter { realm: realm.clone(), key: None, open: None, kind: None };
+        let any_session = async { self.log.sessions(&filter, None, 1).await.map_err(of_read) };
+        Ok(!self.in_time(any_session).await?.is_empty() || self.key_of_subject(realm, HOUSE).await?.is_some())
     }
 
     async fn key_of_subject(&self, realm: &RealmName, subject: &str) -> Result<Option<KeyId>, ServiceError> {

@@ -6,11 +6,12 @@
 //!
 //! Once appended, it has happened: if applying to the view then fails, the answer is still success and the [`Follower`] mends
 //! the view by replay. A realm of profile `transient` has no log: [`TransientSessions`] decides and applies by the same functions and lets
-//! a store take the place of the append; [`Sessions`] is the one place where it is chosen which of the two does what a mouth asks for. Nothing here knows HTTP, SOAP or any concrete store.
+//! a store take the place of the append; [`Sessions`] is the one place where it is chosen which of the two, and of several logs which, does what a mouth asks for. Nothing here knows HTTP, SOAP or any concrete store.
 //!
 //! Start with [`SessionService`].
 
 mod answer;
+mod by_realm;
 mod change;
 mod clock;
 mod commands;
@@ -37,6 +38,7 @@ mod transient;
 mod turnstile;
 
 pub use answer::{Changed, Page, Validation, ValidationReason};
+pub use by_realm::ByRealm;
 pub use clock::{Clock, LogClock};
 pub use custody::Erased;
 pub use error::{ServiceError, Unavailable};

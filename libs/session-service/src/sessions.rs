@@ -9,6 +9,9 @@
 //! place where the difference is asked for. What a mouth sees of it is that [`Happened::place`] is `None`: no entry, no receipt, no leaf index.
 //!
 //! All else of such a realm is as everywhere: credentials, refused requests, and the readings of the log are entries of the log.
+//!
+//! Where there is more than one log, each with a [`SessionService`] of its own, a realm lives in one of them ([`ByRealm`]): what holds within a realm
+//! (caps, erasure, leaf indices, cursors) holds within one log, exactly.
 
 use std::sync::Arc;
 
@@ -19,6 +22,7 @@ use session_model::{
 };
 
 use crate::answer::{Changed, Page, Validation};
+use crate::by_realm::ByRealm;
 use crate::custody::Erased;
 use crate::error::ServiceError;
 use crate::request::{Caller, Idempotency, ListQuery, NewSession, Record};
@@ -47,7 +51,7 @@ impl From<Changed> for Happened {
 
 /// The sessions of all realms.
 pub struct Sessions {
-    audited: Arc<SessionService>,
+    audited: ByRealm<Arc<SessionService>>,
     transient: Option<Arc<TransientSessions>>,
 }
 
@@ -64,16 +68,20 @@ impl std::fmt::Debug for Sessions {
 }
 
 impl Sessions {
-    /// Those of a log, and those of the realms that keep none.
-    pub fn new(audited: Arc<SessionService>, transient: Option<Arc<TransientSessions>>) -> Self {
+    /// Those of the log that each realm lives in, and those of the realms that keep none.
+    pub fn new(audited: ByRealm<Arc<SessionService>>, transient: Option<Arc<TransientSessions>>) -> Self {
         Self { audited, transient }
     }
 
     fn behind(&self, realm: &RealmName) -> Behind<'_> {
         match &self.transient {
             Some(transient) if transient.keeps(realm) => Behind::Store(transient),
-            Some(_) | None => Behind::Log(&self.audited),
+            Some(_) | None => Behind::Log(self.audited(realm)),
         }
+    }
+
+    fn audited(&self, realm: &RealmName) -> &SessionService {
+        self.audited.of(realm)
     }
 
     /// What a realm demands.
@@ -81,12 +89,12 @@ impl Sessions {
     /// # Errors
     /// [`ServiceError::NotFound`] if this node has no such realm.
     pub fn policy(&self, realm: &RealmName) -> Result<&Policy, ServiceError> {
-        self.audited.policy(realm)
+        self.audited(realm).policy(realm)
     }
 
-    /// The time.
+    /// The time, by the clock of the first log.
     pub fn now(&self) -> Timestamp {
-        self.audited.now()
+        self.audited.first().now()
     }
 
     /// As [`SessionService::create`].
@@ -253,7 +261,7 @@ impl Sessions {
     /// # Errors
     /// [`ServiceError::NotFound`] if the realm has no such entry.
     pub async fn receipt(&self, realm: &RealmName, index: LeafIndex) -> Result<Receipt, ServiceError> {
-        self.audited.receipt(realm, index).await
+        self.audited(realm).receipt(realm, index).await
     }
 
     /// As [`SessionService::record`].
@@ -261,7 +269,7 @@ impl Sessions {
     /// # Errors
     /// [`ServiceError`]: then it is not recorded, and whatever it was to record must not happen.
     pub async fn record(&self, caller: &Caller, record: Record) -> Result<Place, ServiceError> {
-        self.audited.record(caller, record).await
+        self.audited(&caller.realm).record(caller, record).await
     }
 
     /// As [`SessionService::erase_subject`]. In a realm that keeps no log the subject's sessions are ended, and nothing of it is left in them;
@@ -280,11 +288,11 @@ impl Sessions {
         F: Future<Output = Result<(), ServiceError>>,
     {
         let Behind::Store(service) = self.behind(&caller.realm) else {
-            return self.audited.erase_subject(caller, subject, idempotency, before).await;
+            return self.audited(&caller.realm).erase_subject(caller, subject, idempotency, before).await;
         };
         let reason = EndReason::Requested("erasure".into());
         let beside = async || Ok(service.end_all(caller, Some(subject), None, None, &reason).await?.len());
-        self.audited.erase_with(caller, subject, idempotency, before, beside).await
+        self.audited(&caller.realm).erase_with(caller, subject, idempotency, before, beside).await
     }
 
     /// As [`SessionService::hold_subject`].
@@ -300,7 +308,9 @@ impl Sessions {
     ) -> Result<(KeyId, Place), ServiceError> {
         match self.behind(&caller.realm) {
             Behind::Store(_) if held => Err(ServiceError::NoLog),
-            Behind::Store(_) | Behind::Log(_) => self.audited.hold_subject(caller, subject, held, reason).await,
+            Behind::Store(_) | Behind::Log(_) => {
+                self.audited(&caller.realm).hold_subject(caller, subject, held, reason).await
+            }
         }
     }
 

@@ -6,4 +6,4 @@ mod logs;
 mod metrics;
 
 pub use logs::{LogError, LogFormat, init_logs};
-pub use metrics::{Metrics, MetricsError};
+pub use metrics::{Gauges, Metrics, MetricsError};

@@ -131,34 +131,15 @@ impl Metrics {
         self.refused.with_label_values(&[reason]).inc();
     }
 
-    /// Shows a number that is read when somebody looks.
-    pub fn gauge(&self, name: &'static str, unit: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) {
-        let _lives_in_the_provider = self
-            .meter
-            .f64_observable_gauge(name)
-            .with_unit(unit)
-            .with_callback(move |gauge| gauge.observe(read(), &[]))
-            .build();
+    /// What shows numbers that are read when somebody looks.
+    pub const fn gauges(&self) -> Gauges<'_> {
+        Gauges { meter: &self.meter, of: None }
     }
 
-    /// Shows numbers that are read when somebody looks, one for each value of a label. Label values must come from a closed set.
-    pub fn gauges(
-        &self,
-        name: &'static str,
-        unit: &'static str,
-        label: &'static str,
-        read: impl Fn() -> Vec<(String, f64)> + Send + Sync + 'static,
-    ) {
-        let _lives_in_the_provider = self
-            .meter
-            .f64_observable_gauge(name)
-            .with_unit(unit)
-            .with_callback(move |gauge| {
-                for (value, number) in read() {
-                    gauge.observe(number, &[KeyValue::new(label, value)]);
-                }
-            })
-            .build();
+    /// The same where there is more than one of what they are about: each number has this label beside its own. Label values must come
+    /// from a closed set.
+    pub fn gauges_of(&self, label: &'static str, value: &str) -> Gauges<'_> {
+        Gauges { meter: &self.meter, of: Some(KeyValue::new(label, value.to_owned())) }
     }
 
     /// Everything, in the Prometheus text format.
@@ -169,6 +150,54 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+/// Shows numbers that are read when somebody looks, all with the same label or none.
+#[derive(Clone)]
+pub struct Gauges<'a> {
+    meter: &'a Meter,
+    of: Option<KeyValue>,
+}
+
+impl fmt::Debug for Gauges<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gauges({:?})", self.of)
+    }
+}
+
+impl Gauges<'_> {
+    /// Shows a number.
+    pub fn gauge(&self, name: &'static str, unit: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) {
+        let labels: Vec<KeyValue> = self.of.iter().cloned().collect();
+        let _lives_in_the_provider = self
+            .meter
+            .f64_observable_gauge(name)
+            .with_unit(unit)
+            .with_callback(move |gauge| gauge.observe(read(), &labels))
+            .build();
+    }
+
+    /// Shows numbers, one for each value of a label. Label values must come from a closed set.
+    pub fn gauges(
+        &self,
+        name: &'static str,
+        unit: &'static str,
+        label: &'static str,
+        read: impl Fn() -> Vec<(String, f64)> + Send + Sync + 'static,
+    ) {
+        let of = self.of.clone();
+        let _lives_in_the_provider = self
+            .meter
+            .f64_observable_gauge(name)
+            .with_unit(unit)
+            .with_callback(move |gauge| {
+                for (value, number) in read() {
+                    let labels: Vec<KeyValue> = of.iter().cloned().chain([KeyValue::new(label, value)]).collect();
+                    gauge.observe(number, &labels);
+                }
+            })
+            .build();
     }
 }
 
@@ -193,8 +222,8 @@ mod tests {
         let metrics = Metrics::new("1.2.3").unwrap();
         metrics.request("GET", "/v1/sessions/{id}", "200", 0.001);
         metrics.validated("active");
-        metrics.gauge("audit_log_size", "", || 7.0);
-        metrics.gauges("sink_lag", "", "sink", || vec![("a".to_owned(), 1.0), ("b".to_owned(), 2.0)]);
+        metrics.gauges().gauge("audit_log_size", "", || 7.0);
+        metrics.gauges().gauges("sink_lag", "", "sink", || vec![("a".to_owned(), 1.0), ("b".to_owned(), 2.0)]);
         let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
         for line in [
             "session_validate_total{result=\"active\"} 1",
@@ -202,6 +231,25 @@ mod tests {
             "sink_lag{sink=\"b\"} 2",
             "build_info{version=\"1.2.3\"} 1",
             "http_server_request_duration_seconds_count{",
+        ] {
+            assert!(text.contains(line), "{line} not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_several_are_told_apart() {
+        let metrics = Metrics::new("1.2.3").unwrap();
+        for (shard, size) in [("first", 3.0), ("payments", 4.0)] {
+            let gauges = metrics.gauges_of("shard", shard);
+            gauges.gauge("audit_log_size", "", move || size);
+            gauges.gauges("sink_lag", "", "sink", move || vec![("a".to_owned(), size + 0.5)]);
+        }
+        let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
+        for line in [
+            "audit_log_size{shard=\"first\"} 3",
+            "audit_log_size{shard=\"payments\"} 4",
+            "sink_lag{shard=\"first\",sink=\"a\"} 3.5",
+            "sink_lag{shard=\"payments\",sink=\"a\"} 4.5",
         ] {
             assert!(text.contains(line), "{line} not in\n{text}");
         }

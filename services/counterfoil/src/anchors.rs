@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use sealing::{VerifierKey, VerifierKeys};
 use serde::Serialize;
 use session_service::Clock;
-use telemetry::Metrics;
+use telemetry::Gauges;
 use tracing::warn;
 
 use crate::config::{Config, ConfigError, S3Mode, S3Section};
@@ -301,23 +301,23 @@ impl AnchorsView {
     }
 
     /// Shows how they are doing as gauges.
-    pub(crate) fn show(&self, metrics: &Metrics) {
+    pub(crate) fn show(&self, gauges: &Gauges<'_>) {
         let view = self.clone();
-        metrics.gauges("anchor_size", "", "kind", move || {
+        gauges.gauges("anchor_size", "", "kind", move || {
             let places = view.readiness().places;
             places.iter().map(|place| (place.kind.to_owned(), place.size.unwrap_or_default() as f64)).collect()
         });
         let view = self.clone();
-        metrics.gauges("anchor_up", "", "kind", move || {
+        gauges.gauges("anchor_up", "", "kind", move || {
             let places = view.readiness().places;
             let is_up = |place: &PlaceReadiness| f64::from(u8::from(place.failure.is_none()));
             places.iter().map(|place| (place.kind.to_owned(), is_up(place))).collect()
         });
         let view = self.clone();
-        metrics.gauge("anchor_contradicted", "", move || f64::from(u8::from(view.readiness().contradicted)));
+        gauges.gauge("anchor_contradicted", "", move || f64::from(u8::from(view.readiness().contradicted)));
         if self.cosigner.is_some() {
             let view = self.clone();
-            metrics.gauge("anchor_cosigned_size", "", move || {
+            gauges.gauge("anchor_cosigned_size", "", move || {
                 let newest = view.cosigner.as_ref().and_then(CosignerView::newest);
                 newest.map_or(0.0, |cosigned| cosigned.size.0 as f64)
             });

@@ -73,6 +73,7 @@ pub(crate) async fn run_open(config: &Config, args: OpenArgs, out: &mut (dyn Wri
     let (path, file) = (args.archive.clone(), args.archive.display().to_string());
     let unreadable = |failure: io::Error| format!("{file}: {failure}");
     let sha256 = tokio::task::spawn_blocking(move || digest(&path)).await?.map_err(unreadable)?;
+    let config = &config.log_of(&args.realm).config;
     let core = open_core(config).await?;
     if !core.policies.contains_key(&args.realm) {
         return Err(format!("the configuration has no realm {}", args.realm).into());

@@ -15,7 +15,7 @@ use audit_search::{Archive, SearchError};
 use parking_lot::Mutex;
 use session_model::{Action, Actor, Detail, KeyId, Outcome, Protocol, RealmName, Session, Timestamp};
 use session_service::{Caller, Idempotency, Record, ServiceError, SessionService, Sessions, Unavailable};
-use telemetry::Metrics;
+use telemetry::Gauges;
 use tokio::time::interval;
 use tracing::{error, warn};
 
@@ -124,9 +124,9 @@ pub(crate) async fn project(archive: Archive, log: Arc<dyn LogStore>) {
 }
 
 /// Shows how far the postings have come, as a gauge.
-pub(crate) fn show(archive: &Archive, metrics: &Metrics) {
+pub(crate) fn show(archive: &Archive, gauges: &Gauges<'_>) {
     let projector = Arc::clone(archive.projector());
-    metrics.gauge("search_entries_projected", "", move || projector.status().size.0 as f64);
+    gauges.gauge("search_entries_projected", "", move || projector.status().size.0 as f64);
 }
 
 /// How often refusals become entries: one for each kind that there was, however many requests it stands for.

@@ -22,7 +22,7 @@ use session_view_redis::{RedisTransients, RedisTransientsConfig, RedisView, Redi
 
 use transient_store::TransientStore;
 
-use crate::config::{Beyond, Config, ConfigError, MulticastSection, TransportKind, blot};
+use crate::config::{Beyond, Config, ConfigError, MulticastSection, OneLog, ShardName, TransportKind, blot};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -101,11 +101,26 @@ pub(crate) async fn open_log(config: &Config) -> Result<OpenedLog, Failure> {
     Err(bad("log.url", &url, "sqlite:PATH, postgres://…"))
 }
 
-/// Brings the schema of a PostgreSQL log up to date. The embedded log does that by itself whenever it is opened.
+/// Brings the schemas of all logs up to date.
 ///
 /// # Errors
-/// If it cannot be done.
+/// If it cannot be done, for the first log with which that is so.
 pub(crate) async fn migrate(config: &Config) -> Result<(), Failure> {
+    config.check_places()?;
+    for OneLog { name, config } in config.logs() {
+        let migrated = migrate_one(&config).await;
+        migrated.map_err(|failure| if name.is_first() { failure } else { of_shard(&name, &*failure) })?;
+    }
+    Ok(())
+}
+
+/// An error, with the log that it is about.
+pub(crate) fn of_shard(name: &ShardName, failure: &(dyn Error + Send + Sync + 'static)) -> Failure {
+    format!("shard {name}: {}", crate::causes(failure)).into()
+}
+
+/// Brings the schema of a PostgreSQL log up to date. The embedded log does that by itself whenever it is opened.
+async fn migrate_one(config: &Config) -> Result<(), Failure> {
     let url = config.owner_url()?;
     if url.starts_with("sqlite:") {
         open_log(config).await?;

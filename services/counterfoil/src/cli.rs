@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::audit_commands::{AuditCommand, run_audit_command};
 use crate::cluster::{ClusterCommand, run_cluster_command};
-use crate::config::Config;
+use crate::config::{Config, ShardName};
 use crate::key_commands::{KeyCommand, run_key_command};
 use crate::key_encryption::{KeyEncryptionCommand, run_key_encryption_command};
 use crate::log_keys::{LogKeyCommand, run_log_key_command};
@@ -48,24 +48,44 @@ pub(crate) struct Common {
     pub(crate) output: Output,
 }
 
+/// Which log, where there is more than one.
+#[derive(Debug, Args)]
+pub(crate) struct WhichLog {
+    /// The log of this shard; the first, which log.url names, if absent
+    #[arg(long, global = true, value_name = "NAME")]
+    shard: Option<ShardName>,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the service (this is what runs without a command)
     Serve,
-    /// Brings the log's PostgreSQL schema up to date, as its owner
+    /// Brings the PostgreSQL schema of every log up to date, as its owner
     Migrate,
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
     Key(KeyCommand),
-    /// Changes the key that signs the log's checkpoints
-    #[command(subcommand)]
-    LogKey(LogKeyCommand),
+    /// Changes the key that signs a log's checkpoints
+    LogKey {
+        #[command(flatten)]
+        which: WhichLog,
+        #[command(subcommand)]
+        command: LogKeyCommand,
+    },
     /// Changes the key that data keys are wrapped with
-    #[command(subcommand)]
-    KeyEncryption(KeyEncryptionCommand),
-    /// Changes the keys of what is kept beside the log for a while: answers, shared views, visits to the console
-    #[command(subcommand)]
-    StateKey(StateKeyCommand),
+    KeyEncryption {
+        #[command(flatten)]
+        which: WhichLog,
+        #[command(subcommand)]
+        command: KeyEncryptionCommand,
+    },
+    /// Changes the keys of what is kept beside a log for a while: answers, shared views, visits to the console
+    StateKey {
+        #[command(flatten)]
+        which: WhichLog,
+        #[command(subcommand)]
+        command: StateKeyCommand,
+    },
     /// What auditors ask of a log and take away
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -145,14 +165,17 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             writeln!(io::stdout(), "the schema is up to date")?;
         }
         Command::Key(command) => runtime()?.block_on(run_key_command(&common.load()?, command, common.output))?,
-        Command::LogKey(command) => {
-            runtime()?.block_on(run_log_key_command(&common.load()?, command, common.output))?;
+        Command::LogKey { which, command } => {
+            let log = common.load()?.log_named(which.shard.as_ref())?;
+            runtime()?.block_on(run_log_key_command(&log.config, command, common.output))?;
         }
-        Command::KeyEncryption(command) => {
-            runtime()?.block_on(run_key_encryption_command(&common.load()?, command, common.output))?;
+        Command::KeyEncryption { which, command } => {
+            let log = common.load()?.log_named(which.shard.as_ref())?;
+            runtime()?.block_on(run_key_encryption_command(&log.config, command, common.output))?;
         }
-        Command::StateKey(command) => {
-            runtime()?.block_on(run_state_key_command(&common.load()?, command, common.output))?;
+        Command::StateKey { which, command } => {
+            let log = common.load()?.log_named(which.shard.as_ref())?;
+            runtime()?.block_on(run_state_key_command(&log.config, command, common.output))?;
         }
         Command::Audit(command) => run_audit_command(&common, command)?,
         Command::Cluster(command) => {
@@ -162,8 +185,11 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Realm(RealmCommand::List) => write(common.output, &realms(&common.load()?)?)?,
         Command::Config(ConfigCommand::Check) => {
             let config = common.load()?;
+            config.check_places()?;
             sinks::check(&config)?;
-            anchors::check(&config)?;
+            for log in config.logs() {
+                anchors::check(&log.config)?;
+            }
             pruning::check(&config)?;
             writeln!(io::stdout(), "the configuration can be used")?;
         }

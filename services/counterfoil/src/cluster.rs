@@ -12,19 +12,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use clap::Subcommand;
 use cluster::{
-    Cluster, ClusterConfig, Commit, Heard, Host, Incarnation, Member, Page, Presence, Rejected, Standing, Transport,
+    Cluster, ClusterConfig, Commit, Heard, Host, Incarnation, LineId, Member, Page, Presence, Rejected, Standing,
+    Transport,
 };
 use sealing::{ClusterKey, Ids, Keyring, sha256};
 use serde::{Deserialize, Serialize};
 use session_model::TreeSize;
 use session_service::SessionService;
-use telemetry::Metrics;
+use telemetry::Gauges;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep};
 use tracing::{info, warn};
 
-use crate::config::{ClusterSection, Config, ConfigError, TransportKind};
+use crate::config::{ClusterSection, Config, ConfigError, ShardName, TransportKind};
+use crate::management::Clustered;
 use crate::output::{Output, write};
+use crate::shard::Shards;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -115,35 +118,63 @@ pub(crate) struct Joined {
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// Joins the cluster that the configuration names; `None` for none.
+/// Joins the cluster that the configuration names, for each log one, in the order of the logs; none if it names none.
+///
+/// The nodes of each log are a cluster, with keys of the log's own. Only the first has a transport of its own, which carries the frames of the others;
+/// but for `postgres`, where each log's database is there anyway and tells of that log only.
 ///
 /// # Errors
 /// If it cannot be joined. That nobody else is there is no reason: they may come.
-pub(crate) async fn join(
-    config: &Config,
-    keyring: &Keyring,
-    origin: &str,
-    host: Arc<dyn Host>,
-) -> Result<Option<Joined>, Failure> {
+pub(crate) async fn join(config: &Config, shards: &Shards) -> Result<Vec<Joined>, Failure> {
     let life = Incarnation(Ids.secret()?.first_chunk().copied().ok_or("a secret is too short")?);
-    let Some(transport) = open(config, origin, life).await? else { return Ok(None) };
-    let keys = keys(&config.cluster, keyring, origin)?;
-    let mut settings = settings(config, config.node.clone(), life, keys)?;
-    settings.copies = (config.cluster.transport == TransportKind::Partner).then_some(config.cluster.partner.copies);
-    let cluster = Cluster::start(transport, settings, host)?;
-    let mut tasks = vec![tokio::spawn(watch(Arc::clone(&cluster), config.cluster.nodes))];
-    if config.cluster.keys_file.is_some() {
-        let (section, keyring, origin) = (config.cluster.clone(), keyring.clone(), origin.to_owned());
-        tasks.push(tokio::spawn(follow_keys(Arc::clone(&cluster), section, keyring, origin)));
+    let mut joined: Vec<Joined> = Vec::new();
+    for shard in shards.each() {
+        let own_medium = config.cluster.transport == TransportKind::Postgres;
+        let carrier = joined.first().filter(|_| !own_medium);
+        let transport = match carrier {
+            Some(first) => first.cluster.line(line(&shard.origin)),
+            None => match open(&shard.config, &shard.origin, life).await? {
+                Some(transport) => transport,
+                None => return Ok(Vec::new()),
+            },
+        };
+        let keys = keys(&config.cluster, &shard.keyring, &shard.origin)?;
+        let mut settings = settings(config, config.node.clone(), life, keys)?;
+        settings.copies = (config.cluster.transport == TransportKind::Partner).then_some(config.cluster.partner.copies);
+        let cluster = Cluster::start(transport, settings, shard.service.host())?;
+        let mut tasks = Vec::new();
+        if joined.is_empty() {
+            // Who is missed by the first is missed by all: it is said once.
+            tasks.push(tokio::spawn(watch(Arc::clone(&cluster), config.cluster.nodes)));
+        }
+        if config.cluster.keys_file.is_some() {
+            let (section, keyring, origin) = (config.cluster.clone(), shard.keyring.clone(), shard.origin.to_string());
+            tasks.push(tokio::spawn(follow_keys(Arc::clone(&cluster), section, keyring, origin)));
+        }
+        joined.push(Joined { cluster, tasks });
     }
-    info!(transport = cluster.capabilities().name, "joined the cluster");
-    Ok(Some(Joined { cluster, tasks }))
+    if let Some(first) = joined.first() {
+        info!(transport = first.cluster.capabilities().name, "joined the cluster");
+    }
+    Ok(joined)
+}
+
+/// Tells the line of a log from others: nothing that says which log it is.
+fn line(origin: &str) -> LineId {
+    let digest = sha256(format!("line {origin}").as_bytes());
+    LineId(digest.0.first_chunk().copied().unwrap_or_default())
 }
 
 impl Joined {
     /// The cluster.
     pub(crate) fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster
+    }
+
+    /// What the management port is shown of it.
+    pub(crate) fn shown(&self, config: &Config) -> Clustered {
+        let (node, expected) = (config.node.clone(), config.cluster.nodes);
+        Clustered { cluster: Arc::clone(&self.cluster), node, expected }
     }
 
     /// Tells the others that this node goes.
@@ -295,10 +326,10 @@ impl ClusterStatus {
 }
 
 /// Shows the cluster as metrics.
-pub(crate) fn show(cluster: &Arc<Cluster>, metrics: &Metrics) {
+pub(crate) fn show(cluster: &Arc<Cluster>, gauges: &Gauges<'_>) {
     let gauge = |name, read: fn(&Cluster) -> f64| {
         let cluster = Arc::clone(cluster);
-        metrics.gauge(name, "", move || read(&cluster));
+        gauges.gauge(name, "", move || read(&cluster));
     };
     gauge("cluster_members_up", |cluster| 1.0 + up(&cluster.members()) as f64);
     gauge("cluster_frames_sent", |cluster| cluster.traffic().sent as f64);
@@ -306,13 +337,13 @@ pub(crate) fn show(cluster: &Arc<Cluster>, metrics: &Metrics) {
     gauge("cluster_frames_received", |cluster| cluster.traffic().received as f64);
     gauge("cluster_frames_overrun", |cluster| cluster.traffic().overrun as f64);
     let rejecting = Arc::clone(cluster);
-    metrics.gauges("cluster_frames_rejected", "", "reason", move || {
+    gauges.gauges("cluster_frames_rejected", "", "reason", move || {
         let rejected = rejecting.traffic().rejected.into_iter();
         rejected.map(|(why, count)| (why.name().to_owned(), count as f64)).collect()
     });
     let of_members = |name, unit, read: fn(&Member, TreeSize) -> f64| {
         let cluster = Arc::clone(cluster);
-        metrics.gauges(name, unit, "node", move || {
+        gauges.gauges(name, unit, "node", move || {
             let members = cluster.members();
             let longest = members.iter().map(|member| member.size).max().unwrap_or(TreeSize(0));
             members.iter().map(|member| (member.node.clone(), read(member, longest))).collect()
@@ -323,13 +354,13 @@ pub(crate) fn show(cluster: &Arc<Cluster>, metrics: &Metrics) {
 }
 
 /// Shows this node's share of the sessions as metrics, where nodes share them out.
-pub(crate) fn show_share(service: &Arc<SessionService>, metrics: &Metrics) {
+pub(crate) fn show_share(service: &Arc<SessionService>, gauges: &Gauges<'_>) {
     if service.share().is_none() {
         return;
     }
     let gauge = |name, read: fn((usize, bool)) -> f64| {
         let service = Arc::clone(service);
-        metrics.gauge(name, "", move || service.share().map_or(0.0, read));
+        gauges.gauge(name, "", move || service.share().map_or(0.0, read));
     };
     gauge("cluster_slots_held", |(slots, _)| slots as f64);
     gauge("cluster_share_filled", |(_, filled)| f64::from(u8::from(filled)));
@@ -343,6 +374,9 @@ pub(crate) enum ClusterCommand {
         /// Its management address; the configuration's if absent
         #[arg(long)]
         address: Option<String>,
+        /// The nodes of this log; those of the first if absent
+        #[arg(long)]
+        shard: Option<ShardName>,
     },
     /// Listens in as one more node for a while, and says who is there, or why nobody is (exit status 4 if alone)
     Check {
@@ -364,9 +398,9 @@ pub(crate) async fn run_cluster_command(
     output: Output,
 ) -> Result<ExitCode, Failure> {
     match command {
-        ClusterCommand::Status { address } => {
+        ClusterCommand::Status { address, shard } => {
             let address = address.unwrap_or_else(|| config.management.listen.clone());
-            status(&address, output)?;
+            status(&address, shard.as_ref(), output)?;
             Ok(ExitCode::SUCCESS)
         }
         ClusterCommand::Check { seconds } => check(config, Duration::from_secs(seconds), output).await,
@@ -378,8 +412,9 @@ pub(crate) async fn run_cluster_command(
     }
 }
 
-fn status(address: &str, output: Output) -> Result<(), Failure> {
-    let body = get(address, "/cluster")?;
+fn status(address: &str, shard: Option<&ShardName>, output: Output) -> Result<(), Failure> {
+    let path = shard.map_or_else(|| "/cluster".to_owned(), |shard| format!("/cluster?shard={shard}"));
+    let body = get(address, &path)?;
     let status: ClusterStatus = serde_json::from_str(&body).map_err(|_| format!("{address} answered: {body}"))?;
     if matches!(output, Output::Table) {
         let mut out = std::io::stdout().lock();
@@ -409,7 +444,7 @@ fn get(address: &str, path: &str) -> Result<String, Failure> {
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer is none of HTTP")?;
     match head.split_whitespace().nth(1) {
         Some("200") => Ok(body.to_owned()),
-        Some("404") => Err(format!("{address}: this node is in no cluster").into()),
+        Some("404") => Err(format!("{address}: this node is in no such cluster").into()),
         _ => Err(format!("{address}: {}", head.lines().next().unwrap_or_default()).into()),
     }
 }

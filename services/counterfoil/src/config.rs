@@ -3,6 +3,7 @@
 mod anchors;
 mod cluster;
 mod realm;
+mod shards;
 mod sinks;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ pub(crate) use cluster::{
     ClusterSection, MulticastSection, PartnerSection, RedisSection, TransportKind, UnicastSection,
 };
 pub(crate) use realm::Realm;
+pub(crate) use shards::{OneLog, Shard, ShardName};
 pub(crate) use sinks::{Sink, SinkFormat, SinkKind, SinkStart};
 
 /// Copies of a session at most: beyond them every node might as well hold all.
@@ -140,6 +142,9 @@ pub(crate) struct Log {
     /// Append only to a PostgreSQL whose commits wait for a synchronous standby, so that no checkpoint is seen before a second machine has
     /// it. Looked at when the log is opened, and now and then. Default false.
     pub require_synchronous_standby: bool,
+    /// Further logs, by name, for realms that shall not share the first. Default: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shards: BTreeMap<String, Shard>,
 }
 
 /// Key files.
@@ -296,6 +301,7 @@ impl Default for Config {
                 deadline_ms: 5_000,
                 connections: 8,
                 require_synchronous_standby: false,
+                shards: BTreeMap::new(),
             },
             keys: Keys { dir: None },
             view: View {
@@ -447,6 +453,7 @@ impl Config {
             }
         }
         self.check_partners()?;
+        shards::check(self)?;
         let wrong = |(key, why)| ConfigError::Value { key, why };
         if let Some(oidc) = &self.console.oidc {
             oidc.check(&self.realms).map_err(wrong)?;
@@ -587,6 +594,10 @@ impl Config {
         let mut shown = self.clone();
         shown.log.url = shown.log.url.as_deref().map(blot);
         shown.log.owner_url = shown.log.owner_url.as_deref().map(blot);
+        for shard in shown.log.shards.values_mut() {
+            shard.url = shard.url.as_deref().map(blot);
+            shard.owner_url = shard.owner_url.as_deref().map(blot);
+        }
         shown.view.url = blot(&shown.view.url);
         shown.transient.url = blot(&shown.transient.url);
         shown.cluster.redis.url = shown.cluster.redis.url.as_deref().map(blot);
@@ -765,7 +776,7 @@ mod tests {
     #[test]
     fn a_password_is_never_shown() {
         let config =
-            load("[log]\nurl = 'postgres://u:hunter2@db/x'\n[cluster.redis]\nurl = 'redis://u:hunter2@r'", &[])
+            load("[log]\nurl = 'postgres://u:hunter2@db/x'\n[cluster.redis]\nurl = 'redis://u:hunter2@r'\n[realms.x]\n[log.shards.x]\nrealms = ['x']\nurl = 'postgres://u:hunter2@db/y'\nowner_url = 'postgres://o:hunter2@db/y'", &[])
                 .unwrap();
         assert!(!config.to_string().contains("hunter2"), "{config}");
     }

@@ -20,7 +20,7 @@ use tracing::error;
 use crate::at_hand::AtHand;
 use crate::backends::open_log;
 use crate::cli::Common;
-use crate::config::Config;
+use crate::config::{Config, ShardName};
 use crate::key_commands::at_the_command_line;
 use crate::key_files::KeyFiles;
 use crate::serve::open_core;
@@ -53,6 +53,9 @@ pub(crate) struct BundleArgs {
     /// Only what an auditor of this realm may see; every realm if absent. A key's own realm with --url
     #[arg(long)]
     realm: Option<RealmName>,
+    /// Of the log of this shard; if absent of the one that --realm lives in, or of the first
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["realm", "url"])]
+    shard: Option<ShardName>,
     /// Puts in what opens the sealed parts; recorded, with its purpose
     #[arg(long, requires = "purpose")]
     reveal: bool,
@@ -74,7 +77,14 @@ pub(crate) async fn run_bundle(common: &Common, args: BundleArgs) -> Result<(), 
             let url = url.clone();
             tokio::task::spawn_blocking(move || from_service(&url, &args)).await??;
         }
-        None => from_log(&common.load()?, args).await?,
+        None => {
+            let config = common.load()?;
+            let log = match &args.realm {
+                Some(realm) => config.log_of(realm),
+                None => config.log_named(args.shard.as_ref())?,
+            };
+            from_log(&log.config, args).await?;
+        }
     }
     Ok(())
 }

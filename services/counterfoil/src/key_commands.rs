@@ -1,10 +1,9 @@
 //! `counterfoil key …`: each change is an entry of the log, like every other.
 
 use std::error::Error;
-use std::sync::Arc;
 
 use access::ApiKey;
-use audit_log::{Credential, LogStore};
+use audit_log::Credential;
 use clap::{Subcommand, ValueEnum};
 use sealing::Ids;
 use serde::Serialize;
@@ -116,17 +115,17 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// # Errors
 /// Whatever made it fail.
 pub(crate) async fn run_key_command(config: &Config, command: KeyCommand, output: Output) -> Result<(), Failure> {
-    let core = open_core(config).await?;
-    let log = Arc::clone(&core.log);
     match command {
-        KeyCommand::List => list(&*log, output).await,
+        KeyCommand::List => list(config, output).await,
         KeyCommand::Create { realm, roles, label } => {
             let roles: Vec<Role> = roles.into_iter().map(Role::from).collect();
+            let log = config.log_of(&realm);
+            let core = open_core(&log.config).await?;
             if !core.policies.contains_key(&realm) {
                 return Err(format!("the configuration has no realm {realm}").into());
             }
             let key = ApiKey::mint()?;
-            let at_hand = AtHand::start(core, config)?;
+            let at_hand = AtHand::start(core, &log.config)?;
             let credential = credential(&key, &realm, roles.clone(), &label, at_hand.service().now())?;
             let id = credential.id.clone();
             let added = at_hand.service().add_credential(&at_the_command_line(&realm), credential).await;
@@ -135,18 +134,23 @@ pub(crate) async fn run_key_command(config: &Config, command: KeyCommand, output
             Ok(write(output, &NewKey { id, key: key.expose().to_owned(), realm, roles })?)
         }
         KeyCommand::Revoke { id } => {
-            let known = log.credentials().await?.into_iter().find(|known| known.id == id && known.revoked_at.is_none());
-            let realm = known.ok_or_else(|| format!("there is no valid key {id}"))?.realm;
-            let at_hand = AtHand::start(core, config)?;
-            let revoked = at_hand.service().revoke_credential(&at_the_command_line(&realm), &id).await;
-            at_hand.close().await;
-            revoked?;
-            list(&*log, output).await
+            let is_it = |known: &Credential| known.id == id && known.revoked_at.is_none();
+            for log in config.logs() {
+                let core = open_core(&log.config).await?;
+                let Some(known) = core.log.credentials().await?.into_iter().find(is_it) else { continue };
+                let at_hand = AtHand::start(core, &log.config)?;
+                let revoked = at_hand.service().revoke_credential(&at_the_command_line(&known.realm), &id).await;
+                at_hand.close().await;
+                revoked?;
+                return list(config, output).await;
+            }
+            Err(format!("there is no valid key {id}").into())
         }
     }
 }
 
-async fn list(log: &dyn LogStore, output: Output) -> Result<(), Failure> {
+/// The keys of every log.
+async fn list(config: &Config, output: Output) -> Result<(), Failure> {
     let row = |known: Credential| KeyRow {
         id: known.id,
         realm: known.realm,
@@ -155,6 +159,10 @@ async fn list(log: &dyn LogStore, output: Output) -> Result<(), Failure> {
         created_at: known.created_at,
         revoked_at: known.revoked_at,
     };
-    let rows: Vec<KeyRow> = log.credentials().await?.into_iter().map(row).collect();
+    let mut rows = Vec::new();
+    for log in config.logs() {
+        let core = open_core(&log.config).await?;
+        rows.extend(core.log.credentials().await?.into_iter().map(row));
+    }
     Ok(write(output, &rows)?)
 }

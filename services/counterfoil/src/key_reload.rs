@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use audit_log::LogStore;
 use sealing::{Keyring, WrappingKeyId};
-use telemetry::Metrics;
+use telemetry::Gauges;
 use tokio::time::interval;
 use tracing::{error, info};
 
@@ -20,14 +20,14 @@ type Failure = Box<dyn Error + Send + Sync>;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Shows which keys this node wraps and seals by (1), and which it only opens with (0): of data keys, and of kept answers.
-pub(crate) fn show(keyring: &Keyring, metrics: &Metrics) {
+pub(crate) fn show(keyring: &Keyring, gauges: &Gauges<'_>) {
     let of_answers = keyring.clone();
-    metrics.gauges("answers_keys", "", "answers_key", move || {
+    gauges.gauges("answers_keys", "", "answers_key", move || {
         let keys = of_answers.answers_keys().unwrap_or_default().into_iter().enumerate();
         keys.map(|(at, key)| (key.id, if at == 0 { 1.0 } else { 0.0 })).collect()
     });
     let keyring = keyring.clone();
-    metrics.gauges("key_encryption_keys", "", "wrapping_key", move || {
+    gauges.gauges("key_encryption_keys", "", "wrapping_key", move || {
         let keys = keyring.wrapping_keys().into_iter().enumerate();
         keys.map(|(at, id)| (id.to_string(), if at == 0 { 1.0 } else { 0.0 })).collect()
     });

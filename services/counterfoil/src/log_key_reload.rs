@@ -8,7 +8,7 @@ use std::time::Duration;
 use api_audit::PublishedKey;
 use sealing::VerifierKeys;
 use session_service::SessionService;
-use telemetry::Metrics;
+use telemetry::Gauges;
 use tokio::sync::watch;
 use tokio::time::interval;
 use tracing::{error, info};
@@ -21,8 +21,8 @@ type Failure = Box<dyn Error + Send + Sync>;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Shows the log's keys by their ids (C2SP signed-note): 1 for one that this node signs with, 0 for one that only verifies.
-pub(crate) fn show(published: watch::Receiver<Vec<PublishedKey>>, metrics: &Metrics) {
-    metrics.gauges("log_keys", "", "key", move || {
+pub(crate) fn show(published: watch::Receiver<Vec<PublishedKey>>, gauges: &Gauges<'_>) {
+    gauges.gauges("log_keys", "", "key", move || {
         let keys = published.borrow();
         let id = |key: &PublishedKey| key.vkey.split('+').nth(1).unwrap_or_default().to_owned();
         keys.iter().map(|key| (id(key), if key.until.is_none() { 1.0 } else { 0.0 })).collect()

@@ -1,5 +1,6 @@
 //! The management port: liveness without dependencies, honest readiness, metrics.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,30 +10,40 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use session_service::{Follower, RebuildState, SessionService};
 use session_view::SessionView;
-use telemetry::Metrics;
+use telemetry::{Gauges, Metrics};
 use tracing::error;
 
 use crate::anchors::{AnchorsReadiness, AnchorsView};
 use crate::cluster::ClusterStatus;
+use crate::config::ShardName;
 use crate::verification::Verification;
 
 /// What the management port looks at.
 #[derive(Clone)]
 pub(crate) struct Health {
+    /// Each log, the first before the others.
+    pub shards: Arc<[ShardHealth]>,
+    /// What was counted.
+    pub metrics: Arc<Metrics>,
+    /// Set when the service begins to stop.
+    pub stopping: Arc<AtomicBool>,
+    /// Whether a node whose log was found wrong is not ready.
+    pub unready_when_wrong: bool,
+}
+
+/// What it looks at of one log.
+#[derive(Clone)]
+pub(crate) struct ShardHealth {
+    /// Its name.
+    pub name: ShardName,
     /// The service.
     pub service: Arc<SessionService>,
     /// The view.
     pub view: Arc<dyn SessionView>,
     /// Keeps the view true to the log.
     pub follower: Arc<Follower>,
-    /// What was counted.
-    pub metrics: Arc<Metrics>,
-    /// Set when the service begins to stop.
-    pub stopping: Arc<AtomicBool>,
     /// Checks the log.
     pub verification: Arc<Verification>,
-    /// Whether a node whose log was found wrong is not ready.
-    pub unready_when_wrong: bool,
     /// Checkpoints outside the database.
     pub anchors: AnchorsView,
     /// The cluster, if this node is in one.
@@ -57,6 +68,24 @@ const LOG_SILENCE: Duration = Duration::from_secs(3);
 struct Readiness {
     ready: bool,
     stopping: bool,
+    /// The log, where there is one.
+    #[serde(flatten)]
+    only: Option<ShardReadiness>,
+    /// The logs by name, where there is more than one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    shards: BTreeMap<String, NamedReadiness>,
+}
+
+#[derive(Debug, Serialize)]
+struct NamedReadiness {
+    /// Whether what lives in it can be served.
+    ready: bool,
+    #[serde(flatten)]
+    shard: ShardReadiness,
+}
+
+#[derive(Debug, Serialize)]
+struct ShardReadiness {
     log: LogReadiness,
     view: ViewReadiness,
     /// Whether the last check of the whole log found it wrong.
@@ -90,22 +119,18 @@ struct ViewReadiness {
     rebuild_entries: u64,
 }
 
-impl Health {
-    fn readiness(&self) -> Readiness {
+impl ShardHealth {
+    fn readiness(&self) -> ShardReadiness {
         let (reflects, size) = self.service.progress();
         let status = self.view.status();
         let follower = self.follower.status();
-        let readable = self.service.log_silence() < LOG_SILENCE;
-        let writable = self.service.is_available();
-        let stopping = self.stopping.load(Ordering::Relaxed);
-        let found_wrong = self.verification.is_wrong();
-        let anchors = self.anchors.readiness();
-        let distrusted = anchors.contradicted || found_wrong && self.unready_when_wrong;
-        Readiness {
-            // A view out of reach does not count: reads fall back to the log, and writes go on.
-            ready: readable && writable && !stopping && !distrusted,
-            stopping,
-            log: LogReadiness { readable, writable, size: size.0, waiting: self.service.waiting() },
+        ShardReadiness {
+            log: LogReadiness {
+                readable: self.service.log_silence() < LOG_SILENCE,
+                writable: self.service.is_available(),
+                size: size.0,
+                waiting: self.service.waiting(),
+            },
             view: ViewReadiness {
                 kind: status.kind,
                 available: status.available,
@@ -119,8 +144,8 @@ impl Health {
                 rebuild_seconds: follower.rebuild_seconds,
                 rebuild_entries: follower.rebuild_entries,
             },
-            found_wrong,
-            anchors,
+            found_wrong: self.verification.is_wrong(),
+            anchors: self.anchors.readiness(),
             cluster: None,
         }
     }
@@ -130,39 +155,47 @@ impl Health {
         Some(ClusterStatus::of(cluster, node, *expected, self.service.progress().1))
     }
 
-    /// Shows what the service is like as gauges.
-    pub(crate) fn show(&self) {
-        let gauge = |name, unit, read: fn(&Readiness) -> f64| {
+    /// Shows what the log and its view are like as gauges.
+    pub(crate) fn show(&self, gauges: &Gauges<'_>) {
+        let gauge = |name, unit, read: fn(&ShardReadiness) -> f64| {
             let health = self.clone();
-            // The gauge must not keep the metrics alive that keep the gauge.
-            let metrics = Arc::downgrade(&health.metrics);
-            let (service, view, follower, stopping) = (health.service, health.view, health.follower, health.stopping);
-            let (verification, unready_when_wrong) = (health.verification, health.unready_when_wrong);
-            let anchors = health.anchors;
-            self.metrics.gauge(name, unit, move || {
-                metrics.upgrade().map_or(0.0, |metrics| {
-                    let health = Health {
-                        service: Arc::clone(&service),
-                        view: Arc::clone(&view),
-                        follower: Arc::clone(&follower),
-                        stopping: Arc::clone(&stopping),
-                        verification: Arc::clone(&verification),
-                        unready_when_wrong,
-                        anchors: anchors.clone(),
-                        cluster: None,
-                        metrics,
-                    };
-                    read(&health.readiness())
-                })
-            });
+            gauges.gauge(name, unit, move || read(&health.readiness()));
         };
         gauge("audit_log_size", "", |now| now.log.size as f64);
-        gauge("audit_log_up", "", |now| f64::from(u8::from(now.log.readable && now.log.writable)));
+        gauge("audit_log_up", "", |now| f64::from(u8::from(now.log.is_up())));
         gauge("audit_queue_waiting", "", |now| now.log.waiting as f64);
         gauge("view_up", "", |now| f64::from(u8::from(now.view.available)));
         gauge("view_sessions_held", "", |now| now.view.held as f64);
         gauge("view_memory", "By", |now| now.view.bytes as f64);
         gauge("view_entries_behind", "", |now| now.log.size.saturating_sub(now.view.reflects) as f64);
+    }
+}
+
+impl LogReadiness {
+    /// A view out of reach does not count: reads fall back to the log, and writes go on.
+    const fn is_up(&self) -> bool {
+        self.readable && self.writable
+    }
+}
+
+impl Health {
+    /// Ready is who can serve a log at least: where another is out of reach its realms are answered with 503, and to be sent elsewhere would
+    /// not help them, but would harm the others. Who has a log that was found wrong is not ready at all.
+    fn readiness(&self, verbose: bool) -> Readiness {
+        let stopping = self.stopping.load(Ordering::Relaxed);
+        let (mut trusted, mut up) = (true, false);
+        let mut named = Vec::new();
+        for shard in &*self.shards {
+            let mut now = shard.readiness();
+            let distrusted = now.anchors.contradicted || now.found_wrong && self.unready_when_wrong;
+            let ready = now.log.is_up() && !distrusted;
+            (trusted, up) = (trusted && !distrusted, up || ready);
+            now.cluster = verbose.then(|| shard.cluster_status()).flatten();
+            named.push((shard.name.to_string(), NamedReadiness { ready, shard: now }));
+        }
+        let alone = named.len() == 1;
+        let only = if alone { named.pop().map(|(_, named)| named.shard) } else { None };
+        Readiness { ready: trusted && up && !stopping, stopping, only, shards: named.into_iter().collect() }
     }
 }
 
@@ -178,18 +211,24 @@ pub(crate) fn configure(config: &mut web::ServiceConfig) {
 }
 
 async fn readyz(health: web::Data<Health>, request: HttpRequest) -> HttpResponse {
-    let readiness = health.readiness();
+    let verbose = request.query_string().split('&').any(|word| word == "verbose" || word.starts_with("verbose="));
+    let readiness = health.readiness(verbose);
     let mut response = if readiness.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
-    if request.query_string().split('&').any(|word| word == "verbose" || word.starts_with("verbose=")) {
-        return response.json(Readiness { cluster: health.cluster_status(), ..readiness });
+    if verbose {
+        return response.json(readiness);
     }
-    response.body(if readiness.ready { "ok\n" } else { "not ready\n" })
+    let down: Vec<&str> = readiness.shards.iter().filter(|(_, shard)| !shard.ready).map(|(name, _)| &**name).collect();
+    let state = if readiness.ready { "ok" } else { "not ready" };
+    response.body(if down.is_empty() { format!("{state}\n") } else { format!("{state}; down: {}\n", down.join(" ")) })
 }
 
-async fn cluster(health: web::Data<Health>) -> HttpResponse {
-    match health.cluster_status() {
+/// The cluster of the first log, or of the one that `shard` names.
+async fn cluster(health: web::Data<Health>, request: HttpRequest) -> HttpResponse {
+    let wanted = request.query_string().split('&').find_map(|word| word.strip_prefix("shard="));
+    let shard = health.shards.iter().find(|shard| wanted.is_none_or(|wanted| shard.name.as_str() == wanted));
+    match shard.and_then(ShardHealth::cluster_status) {
         Some(status) => HttpResponse::Ok().json(status),
-        None => HttpResponse::NotFound().body("this node is in no cluster\n"),
+        None => HttpResponse::NotFound().body("this node is in no such cluster\n"),
     }
 }
 

@@ -17,13 +17,13 @@ use retention::{Finished, drop_parts, survey};
 use serde::Serialize;
 use session_model::{Action, LeafIndex, Outcome, RealmName, Timestamp};
 use session_service::{Caller, Record, SessionService};
-use telemetry::Metrics;
+use telemetry::Gauges;
 use tokio::sync::watch;
 use tokio::time::interval;
 use tracing::{error, info};
 
 use crate::at_hand::AtHand;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, OneLog};
 use crate::evidence_commands::Vault;
 use crate::key_commands::at_the_command_line;
 use crate::output::{Output, write};
@@ -225,16 +225,23 @@ pub(crate) fn digest(path: &Path) -> io::Result<String> {
 /// # Errors
 /// Whatever made it fail.
 pub(crate) async fn run_prune(config: &Config, args: PruneArgs, output: Output) -> Result<(), Failure> {
-    let core = open_core(config).await?;
-    if let Some(realm) = args.realm.as_ref().filter(|realm| !core.policies.contains_key(realm)) {
+    let only = args.realm.as_ref();
+    if let Some(realm) = only.filter(|realm| !config.realms.contains_key(realm.as_str())) {
         return Err(format!("the configuration has no realm {realm}").into());
     }
-    let (pruner, at_hand) = at_hand(core, config)?;
-    let (now, only) = (at_hand.service().now(), args.realm.as_ref());
-    let pruned =
-        if args.dry_run { pruner.survey(now, only).await } else { pruner.run(now, only, at_the_command_line).await };
-    at_hand.close().await;
-    let pruned = pruned?;
+    let logs = only.map_or_else(|| config.logs(), |realm| vec![config.log_of(realm)]);
+    let mut pruned = Vec::new();
+    for OneLog { config, .. } in &logs {
+        let (pruner, at_hand) = at_hand(open_core(config).await?, config)?;
+        let now = at_hand.service().now();
+        let of_it = if args.dry_run {
+            pruner.survey(now, only).await
+        } else {
+            pruner.run(now, only, at_the_command_line).await
+        };
+        at_hand.close().await;
+        pruned.extend(of_it?);
+    }
     if pruned.is_empty() {
         writeln!(io::stderr(), "nothing is past its time")?;
     }
@@ -259,10 +266,10 @@ pub(crate) struct PruneStatus {
 
 impl PruneStatus {
     /// Shows it as gauges.
-    pub(crate) fn show(self: &Arc<Self>, metrics: &Metrics) {
+    pub(crate) fn show(self: &Arc<Self>, gauges: &Gauges<'_>) {
         let gauge = |name, read: fn(&Self) -> &AtomicU64| {
             let status = Arc::clone(self);
-            metrics.gauge(name, "", move || read(&status).load(Ordering::Relaxed) as f64);
+            gauges.gauge(name, "", move || read(&status).load(Ordering::Relaxed) as f64);
         };
         gauge("retention_dropped_parts", |status| &status.parts);
         gauge("retention_failed_runs", |status| &status.failures);

@@ -4,49 +4,43 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::TcpListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use access::{ApiKey, Keyholders};
+use access::Keyholders;
 use actix_web::dev::{Server, Service as _};
 use actix_web::{App, HttpServer, web};
-use api_audit::{AuditApi, EvidenceApi, PublishedKey};
+use api_audit::{AuditApi, EvidenceApi};
 use api_http::{Gate, GateKeeper};
 use api_rest::{Observed, RestApi};
 use api_soap::SoapApi;
 use audit_log::{DeliveryCursors, GroupCommitConfig, LogIdentity, LogReader, LogStore};
 use audit_search::Archive;
 use console::Console;
+use futures::future::join_all;
 use nonce_store::NonceStore;
-use sealing::VerifierKeys;
-use session_model::{Action, Outcome, Policy, RealmName, Role, Timestamp};
-use session_service::{Clock, Follower, LogClock, Parts, Reaper, Record, ServiceConfig, SessionService, Sessions};
+use session_model::{Action, Outcome, Policy, RealmName, Timestamp};
+use session_service::{ByRealm, Clock, LogClock, Parts, Record, ServiceConfig, SessionService, Sessions};
 use session_view::SessionView;
 use telemetry::Metrics;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, interval, sleep, timeout};
-use tracing::{error, info, warn};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+use tracing::{error, info};
 
-use crate::anchors::{AnchorsView, Places, Running};
-use crate::auditing::{Keeper, Recorder, RefusalLedger, gather, project, show as show_search};
-use crate::backends::{LogNonces, OpenedView, nonces_of, open_log, open_view};
+use crate::anchors::Places;
+use crate::backends::{LogNonces, nonces_of, open_log};
+use crate::bootstrap::Minted;
 use crate::cluster;
 use crate::config::{Config, LogFormat, WhenWrong};
-use crate::evidence_commands::Vault;
-use crate::key_commands::credential;
 use crate::key_files::{KeyFiles, signers};
-use crate::key_reload;
-use crate::log_key_reload::{self, LogKeyTaker, LogKeysInUse};
-use crate::management::{self, Clustered, Health};
-use crate::pruning::{self, PruneStatus, Pruner, prune_now_and_then};
-use crate::sinks::Sinks;
+use crate::management::{self, Health};
+use crate::pruning;
+use crate::shard::{Shard, Shards};
 use crate::soap::KnownConsumers;
 use crate::tls::{acceptor, note_certificate};
 use crate::transient::{self, Transients};
-use crate::verification::{Checked, Verification};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -171,136 +165,58 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let no_color = std::env::var_os("NO_COLOR").is_some();
     telemetry::init_logs(&config.logging.level, format, no_color)?;
     pruning::check(&config)?;
-    let mut core = open_core(&config).await?;
-    let OpenedView { view, shared: view_shared, nonces } =
-        open_view(&config, &core.keys.keyring, &core.keys.origin).await?;
-    let log = Arc::clone(&core.log);
-    let places = std::mem::take(&mut core.places);
-    let cursors = Arc::clone(&core.cursors);
-    let origin: Arc<str> = core.keys.origin.as_str().into();
-    let verifiers = VerifierKeys::from(core.keys.verifiers()?);
-    let log_keys = LogKeysInUse::of(&core.keys);
-    let (publish, published) = watch::channel(core.keys.published());
-    let vault = Vault { log: Arc::clone(&core.log), keyring: core.keys.keyring.clone() };
-    let reader: Arc<dyn LogReader> = Arc::clone(&log) as _;
-    let file = places.file();
-    let anchors = Running::start(places, &config, &reader, &verifiers).await?;
+    let (shards, (beside_view, beside_log)) = Shards::open(&config).await?;
+    let first = &shards.first;
+    let policies: HashMap<RealmName, Policy> =
+        config.policies()?.into_iter().map(|(realm, _, policy)| (realm, policy)).collect();
     let rates: HashMap<RealmName, u32> =
-        core.policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
-    let consumers = crate::soap::consumers(&config, &core.keys.keyring, &core.policies)?;
-    let now = MachineClock { start: Instant::now() }.wall();
-    let beside_log = std::mem::replace(&mut core.nonces, LogNonces::Alone);
-    let nonces = nonces_of(&config, nonces, beside_log, now)?;
-    let first_realm = core.policies.keys().min().cloned().ok_or("there is no realm")?;
-    let keyring = core.keys.keyring.clone();
-    let cluster_keyring = keyring.clone();
-    let log_shared = core.shared;
-    let service = service_of(core, &config, Arc::clone(&view), view_shared);
-    let archive = Archive::new(Arc::clone(&log), keyring.clone(), Arc::clone(service.recent()));
-    let transients = transient::open(&config, &service, &keyring, &origin, log_shared).await?;
-    let sessions = Sessions::new(Arc::clone(&service), transients.as_ref().map(Transients::sessions));
-    let sessions = Arc::new(sessions);
-    let ledger = Arc::new(RefusalLedger::new(Arc::clone(&service), first_realm.clone()));
+        policies.iter().map(|(realm, policy)| (realm.clone(), policy.requests_per_second)).collect();
+    let consumers = crate::soap::consumers(&config, &first.keyring, &policies)?;
+    let nonces = nonces_of(&config, beside_view, beside_log, MachineClock::new().wall())?;
+    let transients = transient::open(&config, &first.service, &first.keyring, &first.origin, first.shared).await?;
+    let services = shards.by_realm(|shard| Arc::clone(&shard.service));
+    let sessions = Arc::new(Sessions::new(services.clone(), transients.as_ref().map(Transients::sessions)));
 
-    let minted = bootstrap(&config, &service, &*log).await?;
     let holders = Arc::new(Keyholders::new(rates.clone()));
-    holders.refresh(&*log).await?;
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
-    let started = event(Action::ServiceStarted, [("program", env!("CARGO_PKG_VERSION").to_owned())]);
-    service.record(&service.node_caller(&first_realm), started).await?;
-
-    // Before the view is rebuilt: a peer may have it.
-    let joined = cluster::join(&config, &cluster_keyring, &origin, service.host()).await?;
-    if let Some(joined) = &joined {
-        service.join(Arc::clone(joined.cluster()));
-        if !view_shared {
-            service.hold_by_placement();
-        }
-        cluster::show_share(&service, &metrics);
-        cluster::show(joined.cluster(), &metrics);
-        if let Some(transients) = &transients {
+    let minted = shards.begin(&holders).await?;
+    let joined = cluster::join(&config, &shards).await?;
+    if let Some(transients) = &transients {
+        if let Some(joined) = joined.first() {
             transients.join(joined.cluster()).await?;
         }
-    }
-    if let Some(transients) = &transients {
         transients.show(&metrics);
     }
-    let follower = Arc::new(Follower::start(Arc::clone(&service)));
-    let reaper = Reaper::start(Arc::clone(&service));
     let stopping = Arc::new(AtomicBool::new(false));
-    let projecting = tokio::spawn(project(archive.clone(), Arc::clone(&log)));
-    let gathering = tokio::spawn(gather(Arc::clone(&ledger)));
-    let refresher = tokio::spawn(refresh(Arc::clone(&holders), Arc::clone(&log)));
-    key_reload::show(&keyring, &metrics);
-    let following = tokio::spawn(key_reload::follow_key_file(config.keys_dir(), keyring.clone(), Arc::clone(&log)));
-    log_key_reload::show(published.clone(), &metrics);
-    let taker = LogKeyTaker { verifiers: verifiers.clone(), publish, service: Arc::clone(&service) };
-    let signing = tokio::spawn(log_key_reload::follow(config.keys_dir(), log_keys, taker));
-
-    let lease = Arc::clone(&cursors);
-    let sinks = Sinks::start(&config, &log, cursors).await?;
-    sinks.show(&metrics);
-    let anchored = anchors.view();
-    anchored.show(&metrics);
-    show_search(&archive, &metrics);
-    let verification = Verification::new();
-    verification.show(&metrics);
-    let clock = Arc::clone(&service);
-    let now: Arc<dyn Fn() -> Timestamp + Send + Sync> = Arc::new(move || clock.now());
-    let checker = (config.verify.within_s > 0).then(|| {
-        let checked = Checked {
-            log: Arc::clone(&log) as Arc<dyn LogReader>,
-            anchor: file,
-            keys: verifiers,
-            now: Arc::clone(&now),
-            within: Duration::from_secs(config.verify.within_s),
-        };
-        tokio::spawn(Arc::clone(&verification).run(checked))
-    });
-
-    let prune_status = Arc::new(PruneStatus::default());
-    let pruning = if config.retention.enabled {
-        prune_status.show(&metrics);
-        let vault = Vault { log: Arc::clone(&log), keyring: keyring.clone() };
-        let pruner = Pruner::new(&config, &log, &service, vault, published.clone())?;
-        Some(tokio::spawn(prune_now_and_then(pruner, lease, prune_status)))
-    } else {
-        None
-    };
+    let mut running = Vec::new();
+    for (at, shard) in shards.each().enumerate() {
+        running.push(shard.run(joined.get(at), &holders, &shards.gauges(shard, &metrics)).await?);
+    }
 
     let health = Health {
-        service: Arc::clone(&service),
-        view: Arc::clone(&view),
-        follower: Arc::clone(&follower),
+        shards: shards
+            .each()
+            .zip(&running)
+            .enumerate()
+            .map(|(at, (shard, running))| shard.health(running, joined.get(at).map(|joined| joined.shown(&config))))
+            .collect(),
         metrics: Arc::clone(&metrics),
         stopping: Arc::clone(&stopping),
-        verification: Arc::clone(&verification),
         unready_when_wrong: config.verify.when_wrong == WhenWrong::Unready,
-        anchors: anchored.clone(),
-        cluster: joined.as_ref().map(|joined| Clustered {
-            cluster: Arc::clone(joined.cluster()),
-            node: config.node.clone(),
-            expected: config.cluster.nodes,
-        }),
     };
-    health.show();
-    let auditing = Auditing { archive, ledger: Arc::clone(&ledger), anchored };
-    let mut api = Interfaces::new(&config, sessions, &service, &log, &holders, &metrics, auditing, origin, published)?;
+    for (shard, health) in shards.each().zip(&*health.shards) {
+        health.show(&shards.gauges(shard, &metrics));
+    }
+    let mut api = Interfaces::new(&config, sessions, &shards, &holders, &metrics)?;
     let evidence = EvidenceApi {
         audit: api.audit.clone(),
-        keys: Arc::new(vault),
-        stamps: {
-            let config = config.clone();
-            Arc::new(move || crate::anchors::stamps(&config))
-        },
-        now: Arc::clone(&now),
+        logs: shards.by_realm(Shard::evidence),
         room: Arc::new(Semaphore::new(BUNDLES)),
-        last_check: verification,
     };
     if config.console.enabled {
         let oidc = config.console.oidc.as_ref();
-        let people = oidc.map(|oidc| oidc.people(rates, Arc::clone(&nonces), now)).transpose()?;
-        api.console = Some(Console::new(evidence.clone(), Arc::clone(&service), keyring).with_people(people));
+        let people = oidc.map(|oidc| oidc.people(rates, Arc::clone(&nonces), first.now())).transpose()?;
+        api.console = Some(Console::new(evidence.clone(), services, first.keyring.clone()).with_people(people));
     }
     api.evidence = Some(evidence);
     let (main, main_address) = api.listen(&config, consumers, nonces)?;
@@ -319,38 +235,17 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     sleep(Duration::from_secs(config.server.drain_delay_s)).await;
     handle.stop(true).await;
     ended("the server", main.await);
-    if let Some(pruning) = pruning {
-        // Cut short, it is begun anew.
-        pruning.abort();
-    }
-    reaper.close().await;
     if let Some(transients) = &transients {
         transients.close();
     }
-    follower.close().await;
-    gathering.abort();
-    ledger.flush().await;
-    let stopped = event(Action::ServiceStopped, []);
-    if let Err(failure) = service.record(&service.node_caller(&first_realm), stopped).await {
-        error!(%failure, "the end of the service could not be recorded");
-    }
-    // What waits for a log that does not answer was never acknowledged: it need not hold up the end.
-    if timeout(Duration::from_secs(config.server.drain_s), service.close()).await.is_err() {
-        error!("the log did not take what was waiting in time");
-    }
-    if let Some(joined) = joined {
+    // Beside one another: a log that does not answer must not hold up the end of the others.
+    let limit = Duration::from_secs(config.server.drain_s);
+    join_all(shards.each().zip(&mut running).map(|(shard, running)| shard.end(running, limit))).await;
+    // The last first: it may be carried by the first.
+    for joined in joined.into_iter().rev() {
         joined.leave().await;
     }
-    // The last entries are in the log: what the other side takes in time need not wait for the next start.
-    sinks.close(Duration::from_secs(config.server.drain_s)).await;
-    refresher.abort();
-    following.abort();
-    signing.abort();
-    projecting.abort();
-    if let Some(checker) = checker {
-        checker.abort();
-    }
-    anchors.close(Duration::from_secs(config.server.drain_s)).await;
+    join_all(shards.into_each().zip(running).map(|(shard, running)| shard.close(running, limit))).await;
     management_handle.stop(false).await;
     ended("the management server", management.await);
     info!("stopped");
@@ -365,7 +260,8 @@ fn ended(what: &str, outcome: Result<io::Result<()>, tokio::task::JoinError>) {
     }
 }
 
-fn event<const N: usize>(action: Action, facts: [(&str, String); N]) -> Record {
+/// The record of an event that concerns the service as a whole.
+pub(crate) fn event<const N: usize>(action: Action, facts: [(&str, String); N]) -> Record {
     Record {
         action,
         outcome: Outcome::Success,
@@ -388,61 +284,6 @@ pub(crate) fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// A key made or accepted at the first start.
-struct Minted {
-    role: &'static str,
-    key: ApiKey,
-}
-
-/// Accepts the keys that the configuration names; at the first start without any, makes one for each role.
-async fn bootstrap(config: &Config, service: &SessionService, log: &dyn LogStore) -> Result<Vec<Minted>, Failure> {
-    let files = [
-        ("application", Role::Application, &config.bootstrap.application_key_file),
-        ("auditor", Role::Auditor, &config.bootstrap.auditor_key_file),
-        ("operator", Role::Operator, &config.bootstrap.operator_key_file),
-    ];
-    let known = log.credentials().await?;
-    let realm: RealmName = "default".parse()?;
-    let caller = service.node_caller(&realm);
-    let mut minted = Vec::new();
-    let none_given = files.iter().all(|(_, _, file)| file.is_none());
-    for (name, role, file) in files {
-        let key = match file {
-            Some(file) => read_key(file)?,
-            None if none_given && known.is_empty() && service.policy(&realm).is_ok() => {
-                let key = ApiKey::mint()?;
-                minted.push(Minted { role: name, key: key.clone() });
-                key
-            }
-            None => continue,
-        };
-        if service.policy(&realm).is_err() {
-            return Err("bootstrap keys belong to realm default, which the configuration does not have".into());
-        }
-        if !known.iter().any(|known| known.digest == key.digest()) {
-            let made = credential(&key, &realm, vec![role], &format!("bootstrap {name}"), service.now())?;
-            service.add_credential(&caller, made).await?;
-        }
-    }
-    Ok(minted)
-}
-
-fn read_key(file: &Path) -> Result<ApiKey, Failure> {
-    let text = std::fs::read_to_string(file).map_err(|failure| format!("{}: {failure}", file.display()))?;
-    ApiKey::parse(text.trim()).map_err(|failure| format!("{}: {failure}", file.display()).into())
-}
-
-/// Follows changes to the credentials, by whichever node: a revoked key opens nothing after a second.
-async fn refresh(holders: Arc<Keyholders>, log: Arc<dyn LogStore>) {
-    let mut ticks = interval(Duration::from_secs(1));
-    loop {
-        ticks.tick().await;
-        if let Err(failure) = holders.refresh(&*log).await {
-            warn!(failure = &failure as &dyn Error, "the credentials cannot be read: going on with those known");
-        }
-    }
-}
-
 /// Says, on standard output, where to reach the service, and the keys that were made: the only time they are seen.
 fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -454,17 +295,11 @@ fn announce(main: &str, management: &str, minted: &[Minted]) -> io::Result<()> {
     out.flush()
 }
 
-/// What the interfaces of auditors are made of.
-struct Auditing {
-    archive: Archive,
-    ledger: Arc<RefusalLedger>,
-    anchored: AnchorsView,
-}
-
 /// The interfaces on the main port.
 struct Interfaces {
     rest: RestApi,
     audit: AuditApi,
+    archive: ByRealm<Archive>,
     console: Option<Console>,
     evidence: Option<EvidenceApi>,
     metrics: Arc<Metrics>,
@@ -473,22 +308,18 @@ struct Interfaces {
 }
 
 impl Interfaces {
-    #[expect(clippy::too_many_arguments, reason = "the parts of the composition root, used in one place")]
     fn new(
         config: &Config,
         sessions: Arc<Sessions>,
-        service: &Arc<SessionService>,
-        log: &Arc<dyn LogStore>,
+        shards: &Shards,
         holders: &Arc<Keyholders>,
         metrics: &Arc<Metrics>,
-        auditing: Auditing,
-        origin: Arc<str>,
-        keys: watch::Receiver<Vec<PublishedKey>>,
     ) -> Result<Self, Failure> {
-        let counter = Arc::clone(metrics);
-        let Auditing { archive, ledger, anchored } = auditing;
+        let (counter, ledgers) = (Arc::clone(metrics), shards.by_realm(Shard::ledger));
         let keeper: GateKeeper = Arc::new(move |refused| {
             counter.refused(refused.reason);
+            // Nobody knows whose a made-up key is: the first log tells of it.
+            let ledger = refused.holder.as_ref().map_or(ledgers.first(), |(realm, _)| ledgers.of(realm));
             ledger.note(refused);
         });
         let gate = Gate::new(Arc::clone(holders), keeper);
@@ -500,26 +331,19 @@ impl Interfaces {
             Observed::Validated(result) => counter.validated(result),
             Observed::Replayed => counter.replayed(),
         });
+        let audit = AuditApi { gate: gate.clone(), logs: shards.by_realm(|shard| shard.audited(&sessions)) };
         let rest = RestApi {
-            service: Arc::clone(&sessions),
-            gate: gate.clone(),
-            observer,
-            origin: Arc::clone(&origin),
-            max_body: config.server.max_body_bytes,
-        };
-        let audit = AuditApi {
-            log: Arc::clone(log) as Arc<dyn LogReader>,
-            custodian: Arc::new(Keeper { service: sessions, archive: archive.clone(), origin }),
-            archive,
-            recorder: Arc::new(Recorder(Arc::clone(service))),
+            service: sessions,
             gate,
-            keys,
-            cosigned: Arc::new(anchored),
+            observer,
+            origin: shards.by_realm(|shard| Arc::clone(&shard.origin)),
+            max_body: config.server.max_body_bytes,
         };
         let openapi = web::Bytes::from(api_rest::openapi_json()?);
         Ok(Self {
             rest,
             audit,
+            archive: shards.by_realm(Shard::archive),
             console: None,
             evidence: None,
             metrics: Arc::clone(metrics),
@@ -541,10 +365,10 @@ impl Interfaces {
         let gate = self.rest.gate.clone().with_certificates(consumers.by_certificate);
         let soap = web::Data::new(SoapApi {
             service: Arc::clone(&self.rest.service),
-            archive: self.audit.archive.clone(),
+            archive: self.archive,
             gate: gate.clone(),
             observer: Arc::clone(&self.rest.observer),
-            origin: Arc::clone(&self.rest.origin),
+            origin: self.rest.origin.clone(),
             consumers: Arc::new(consumers.by_name),
             certificates: Arc::new(consumers.certificates),
             password_text: config.soap.password_text.into(),

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use sealing::Ids;
 use session_model::{LeafIndex, RealmName};
 use session_service::Clock;
-use telemetry::Metrics;
+use telemetry::Gauges;
 
 use crate::config::{Config, ConfigError, Sink as SinkSection, SinkFormat, SinkKind, SinkStart};
 use crate::serve::MachineClock;
@@ -75,7 +75,7 @@ impl Sinks {
     }
 
     /// Shows how each is doing as gauges.
-    pub(crate) fn show(&self, metrics: &Metrics) {
+    pub(crate) fn show(&self, gauges: &Gauges<'_>) {
         if self.running.is_empty() {
             return;
         }
@@ -83,7 +83,7 @@ impl Sinks {
             self.running.iter().map(|(name, pusher)| (name.clone(), pusher.status())).collect();
         let gauge = |metric, read: fn(&SinkStatus) -> f64| {
             let all = all.clone();
-            metrics.gauges(metric, "", "sink", move || {
+            gauges.gauges(metric, "", "sink", move || {
                 all.iter().map(|(name, status)| (name.clone(), read(status))).collect()
             });
         };

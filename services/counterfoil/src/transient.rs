@@ -147,7 +147,7 @@ impl Transients {
     pub(crate) fn show(&self, metrics: &Metrics) {
         let gauge = |name, unit, read: fn(&TransientSessions) -> f64| {
             let sessions = Arc::clone(&self.sessions);
-            metrics.gauge(name, unit, move || read(&sessions));
+            metrics.gauges().gauge(name, unit, move || read(&sessions));
         };
         gauge("transient_store_up", "", |sessions| f64::from(u8::from(sessions.status().available)));
         gauge("transient_sessions_held", "", |sessions| sessions.status().held as f64);
@@ -156,7 +156,7 @@ impl Transients {
         gauge("transient_changes_lost", "", |sessions| sessions.counts().lost as f64);
         if let Kept::Partners(partners) = &self.kept {
             let partners = Arc::clone(partners);
-            metrics.gauge("transient_share_settled", "", move || f64::from(u8::from(partners.is_settled())));
+            metrics.gauges().gauge("transient_share_settled", "", move || f64::from(u8::from(partners.is_settled())));
         }
         gauge("transient_requests_refused_alone", "", |sessions| sessions.counts().alone as f64);
     }

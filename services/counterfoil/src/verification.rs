@@ -13,7 +13,7 @@ use merkle_log::{Checkpoint, Frontier, Node, leaf_hash};
 use parking_lot::Mutex;
 use sealing::VerifierKeys;
 use session_model::{Digest, Leaf, LeafIndex, Timestamp, TreeSize};
-use telemetry::Metrics;
+use telemetry::Gauges;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
@@ -93,10 +93,10 @@ impl Verification {
     }
 
     /// Shows the last check as gauges.
-    pub(crate) fn show(self: &Arc<Self>, metrics: &Metrics) {
+    pub(crate) fn show(self: &Arc<Self>, gauges: &Gauges<'_>) {
         let gauge = |name, unit, read: fn(Option<&Check>) -> f64| {
             let checks = Arc::clone(self);
-            metrics.gauge(name, unit, move || read(checks.state.lock().last.as_ref()));
+            gauges.gauge(name, unit, move || read(checks.state.lock().last.as_ref()));
         };
         gauge("audit_verify_wrong", "", |last| {
             f64::from(u8::from(last.is_some_and(|last| matches!(last.came_to, CameTo::Wrong { .. }))))

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cluster::conformance::Medium;
-use cluster::{Cluster, ClusterConfig, Commit, Heard, Host, Page, Presence, Received, Record, Standing, Transport};
+use cluster::{
+    Cluster, ClusterConfig, Commit, Heard, Host, Incarnation, Page, Presence, Received, Record, Standing, Transport,
+};
 use openssl::sha::sha256;
 use parking_lot::Mutex;
 use sealing::ClusterKey;

@@ -133,6 +133,21 @@ async fn a_head_that_cannot_be_read_refuses_the_change_and_nothing_else() {
     assert!(rig.service.is_available());
 }
 
+/// A node that is not ready is sent no changes: were it to wait for one to succeed, it would wait for ever.
+#[tokio::test(start_paused = true)]
+async fn a_log_that_is_back_is_found_so_without_anybody_asking() {
+    let (faulty, rig) = rig();
+    let session = rig.create(None).await.session;
+    faulty.cut(true);
+    assert!(rig.service.update(&caller(), session.id, patch(r#"{"a":1}"#), None).await.is_err());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!rig.service.is_available(), "it is still out of reach");
+    faulty.cut(false);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(rig.service.is_available());
+    rig.service.update(&caller(), session.id, patch(r#"{"a":1}"#), None).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn many_at_once_meet_every_fault_and_the_log_still_proves_itself() {
     let (faulty, rig) = rig();

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use sealing::Keyring;
 use session_model::{Digest, EndReason, Profile, SessionId, Version};
 use session_service::{
-    Happened, Idempotency, ServiceError, Sessions, TransientConfig, TransientSessions, Unavailable, Validation,
+    ByRealm, Happened, Idempotency, ServiceError, Sessions, TransientConfig, TransientSessions, Unavailable, Validation,
 };
 use tokio::time::sleep;
 use transient_store::MemoryTransients;
@@ -45,7 +45,7 @@ fn holder(site: &Site, n: u8, majority_of: Option<usize>) -> Holder {
     let clock = Arc::clone(node.service.clock());
     let transient = TransientSessions::start(Arc::clone(&store) as _, keyring, clock, config).unwrap();
     transient.join(Arc::clone(node.service.cluster().unwrap()), Arc::clone(&store));
-    let sessions = Sessions::new(Arc::clone(&node.service), Some(Arc::clone(&transient)));
+    let sessions = Sessions::new(ByRealm::new(Arc::clone(&node.service), []), Some(Arc::clone(&transient)));
     Holder { node, store, transient, sessions }
 }
 

@@ -71,6 +71,7 @@ async fn what_redis_loses_is_gone_takes_no_seat_and_is_forgotten_in_time() {
         base: None,
         cap: Some(1),
         answer: None,
+        acknowledged_by: 0,
     };
     assert_eq!(put(&store, begin(&one)).await, Outcome::Done);
     assert_eq!(put(&store, begin(&two)).await, Outcome::CapReached);

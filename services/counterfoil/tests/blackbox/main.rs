@@ -23,6 +23,7 @@ mod oidc;
 mod program;
 mod retention;
 mod secrets;
+mod shards;
 mod sinks;
 mod soap;
 mod soap_differential;

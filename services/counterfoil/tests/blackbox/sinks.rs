@@ -12,17 +12,18 @@ use serde_json::{Value, json};
 use crate::program::{AUDITOR, Home};
 
 /// Takes what it is sent, but every fourth time breaks off.
-struct Hook {
-    port: u16,
-    taken: Arc<Mutex<Vec<u64>>>,
+pub(crate) struct Hook {
+    pub(crate) port: u16,
+    /// Realm and index of each entry.
+    taken: Arc<Mutex<Vec<(String, u64)>>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Hook {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (taken, stop): (Arc<Mutex<Vec<u64>>>, Arc<AtomicBool>) = Default::default();
+        let (taken, stop): (Arc<Mutex<Vec<(String, u64)>>>, Arc<AtomicBool>) = Default::default();
         let (store, stopped) = (Arc::clone(&taken), Arc::clone(&stop));
         std::thread::spawn(move || {
             for (nth, stream) in listener.incoming().enumerate() {
@@ -39,7 +40,13 @@ impl Hook {
     }
 
     fn seen(&self) -> BTreeSet<u64> {
-        self.taken.lock().unwrap().iter().copied().collect()
+        self.taken.lock().unwrap().iter().map(|(_, index)| *index).collect()
+    }
+
+    /// The entries of a realm.
+    pub(crate) fn of(&self, realm: &str) -> BTreeSet<u64> {
+        let taken = self.taken.lock().unwrap();
+        taken.iter().filter(|(of, _)| of == realm).map(|(_, index)| *index).collect()
     }
 }
 
@@ -50,7 +57,7 @@ impl Drop for Hook {
     }
 }
 
-fn take(stream: TcpStream, taken: &Mutex<Vec<u64>>) -> std::io::Result<()> {
+fn take(stream: TcpStream, taken: &Mutex<Vec<(String, u64)>>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut length = 0;
     loop {
@@ -69,7 +76,8 @@ fn take(stream: TcpStream, taken: &Mutex<Vec<u64>>) -> std::io::Result<()> {
     reader.read_exact(&mut body)?;
     for line in String::from_utf8(body).unwrap().lines() {
         let line: Value = serde_json::from_str(line).unwrap();
-        taken.lock().unwrap().push(line["index"].as_u64().unwrap());
+        let realm = line["entry"]["realm"].as_str().unwrap().to_owned();
+        taken.lock().unwrap().push((realm, line["index"].as_u64().unwrap()));
     }
     (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
