@@ -8,7 +8,7 @@
 //! A member is hashed by its name, so a node that starts again under it is given what it held before.
 
 use sealing::sha256;
-use session_model::{SLOTS, Slot};
+use session_model::{SLOTS, Slot, mix};
 
 use crate::Incarnation;
 
@@ -120,14 +120,6 @@ impl Placement {
 /// The first eight bytes of a SHA-256.
 fn word(bytes: &[u8]) -> u64 {
     sha256(bytes).0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
-}
-
-/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): the same in every build.
-const fn mix(word: u64) -> u64 {
-    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod command;
 mod entry;
 mod event;
 mod id;
+mod mix;
 mod policy;
 mod session;
 mod slot;
@@ -27,6 +28,7 @@ pub use entry::{
 };
 pub use event::{Beginning, Event, Recorded, apply};
 pub use id::{Digest, EntryId, IdError, KeyId, LeafHash, LeafIndex, RealmName, SessionId, TreeSize, Version};
+pub use mix::mix;
 pub use policy::{BeyondCap, Field, Looser, Overrides, Policy, Profile, ReusedToken};
 pub use session::{Authentication, Client, EndReason, Ended, Head, Kind, PreviousToken, Session, State, Tombstone};
 pub use slot::{SLOTS, Slot};

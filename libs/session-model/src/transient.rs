@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Attributes, Digest, Head, KeyId, LeafIndex, Session, SessionId, Timestamp, TreeSize, Version};
+use crate::{Attributes, Digest, Head, KeyId, LeafIndex, Session, SessionId, Timestamp, TreeSize, Version, mix};
 
 /// When a state was made, and by whom. No two states of a session have the same: a process makes one state of a session at a time, each on
 /// a higher version than it held before.
@@ -154,14 +154,6 @@ pub const fn no_key() -> KeyId {
 fn halves(id: Uuid) -> [u64; 2] {
     let (high, low) = id.as_u64_pair();
     [high, low]
-}
-
-/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): the same in every build, as no hasher of the standard library promises to be.
-const fn mix(word: u64) -> u64 {
-    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 #[cfg(test)]

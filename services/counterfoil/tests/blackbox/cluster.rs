@@ -141,29 +141,36 @@ fn over_partner_with_certificates() {
     over_links_with_certificates("partner");
 }
 
-/// Addresses that were free a moment ago, one for each of three nodes.
-pub(crate) fn links() -> [String; 3] {
-    let listeners = [0; 3].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+/// Addresses that were free a moment ago, one for each node.
+pub(crate) fn links<const N: usize>() -> [String; N] {
+    let listeners = [0; N].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().to_string())
 }
 
-fn over_links_with_certificates(transport: &str) {
+/// Has each of `N` nodes listen at a link, with a certificate of one authority.
+pub(crate) fn linked_by_certificates<const N: usize>() -> impl Fn(Home, usize) -> Home {
     let authority = Identity::new("authority", None);
     let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, pem: &[u8]| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, pem).unwrap();
-        path.display().to_string()
-    };
-    let ca = file("ca.pem", &authority.certificate.to_pem().unwrap());
-    let addresses = links();
-    a_session_moves_and_survives(transport, |home, n| {
+    let addresses = links::<N>();
+    move |home, n| {
+        let file = |name: &str, pem: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, pem).unwrap();
+            path.display().to_string()
+        };
         let own = Identity::new(&format!("node-{n}"), Some(&authority));
         home.with("CLUSTER__UNICAST__LISTEN", format!("[\"{}\"]", addresses[n - 1]))
             .with("CLUSTER__UNICAST__PEERS", format!("[\"{}\"]", addresses.join("\",\"")))
-            .with("CLUSTER__UNICAST__CA_FILE", &ca)
+            .with("CLUSTER__UNICAST__CA_FILE", file("ca.pem", &authority.certificate.to_pem().unwrap()))
             .with("CLUSTER__UNICAST__CERTIFICATE_FILE", file(&format!("{n}.pem"), &own.certificate.to_pem().unwrap()))
             .with("CLUSTER__UNICAST__KEY_FILE", file(&format!("{n}.key"), &own.key.private_key_to_pem_pkcs8().unwrap()))
+    }
+}
+
+fn over_links_with_certificates(transport: &str) {
+    let linked = linked_by_certificates::<3>();
+    a_session_moves_and_survives(transport, |home, n| {
+        linked(home, n)
             .with("CLUSTER__REQUIRE_ENCRYPTED_LINK", "true")
             .with("CLUSTER__REQUIRE_PEER_CERTIFICATES", "true")
     });

@@ -1,14 +1,12 @@
 //! Two logs behind one service: what lives in each is as it is with one, neither sees the other, and neither waits for it.
 
 use std::process::Command;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{cluster, until};
+use crate::cluster::{cluster, linked_by_certificates, until};
 use crate::program::{APPLICATION, AUDITOR, Home, Program, database, redis};
 use crate::sinks::Hook;
-use crate::soap::Identity;
 
 /// A home whose realms `payments` and `cards` live in a log of their own; `default` lives in the first.
 fn of_a_bank() -> Home {
@@ -549,7 +547,6 @@ fn two_nodes_share_both(transport: &str, configure: impl Fn(Home, usize) -> Home
     ]);
     assert!(code == Some(0) && said.contains("2 up of 2"), "{said}");
     programs.into_iter().for_each(Program::stop);
-    std::thread::sleep(Duration::from_millis(10));
 }
 
 #[test]
@@ -577,27 +574,9 @@ fn two_nodes_share_both_over_multicast() {
 }
 
 fn two_nodes_share_both_over_links(transport: &str) {
-    let authority = Identity::new("authority", None);
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, pem: &[u8]| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, pem).unwrap();
-        path.display().to_string()
-    };
-    let ca = file("ca.pem", &authority.certificate.to_pem().unwrap());
-    // Ports that were free a moment ago.
-    let listeners = [0; 2].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    let addresses = listeners.map(|listener| listener.local_addr().unwrap().to_string());
-    two_nodes_share_both(transport, |home, n| {
-        let own = Identity::new(&format!("node-{n}"), Some(&authority));
-        home.with("CLUSTER__UNICAST__LISTEN", format!("[\"{}\"]", addresses[n - 1]))
-            .with("CLUSTER__UNICAST__PEERS", format!("[\"{}\"]", addresses.join("\",\"")))
-            .with("CLUSTER__UNICAST__CA_FILE", &ca)
-            .with("CLUSTER__UNICAST__CERTIFICATE_FILE", file(&format!("{n}.pem"), &own.certificate.to_pem().unwrap()))
-            .with("CLUSTER__UNICAST__KEY_FILE", file(&format!("{n}.key"), &own.key.private_key_to_pem_pkcs8().unwrap()))
-            // Read over partner alone: each session is on one node, so that every other reading asks the other.
-            .with("CLUSTER__PARTNER__COPIES", "0")
-    });
+    let linked = linked_by_certificates::<2>();
+    // Copies are read over partner alone: each session is on one node, so that every other reading asks the other.
+    two_nodes_share_both(transport, |home, n| linked(home, n).with("CLUSTER__PARTNER__COPIES", "0"));
 }
 
 #[test]

@@ -384,7 +384,7 @@ fn nodes_send_each_other_what_they_hold_and_one_that_comes_back_is_sent_it_again
 
 #[test]
 fn partners_hold_their_share_and_the_death_of_one_loses_nothing_that_was_acknowledged() {
-    let addresses = cluster::links();
+    let addresses = cluster::links::<3>();
     let (homes, mut programs) = cluster::over("partner", |home, n| {
         home.with("CLUSTER__UNICAST__LISTEN", format!("[\"{}\"]", addresses[n - 1]))
             .with("CLUSTER__UNICAST__PEERS", format!("[\"{}\"]", addresses.join("\",\"")))
