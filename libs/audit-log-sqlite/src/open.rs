@@ -11,8 +11,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
 use tokio::sync::Mutex;
 
-/// How often opening is tried. Two processes that make the schema at the same moment get into each other's way once: the
-/// one that lost finds it made when it looks again.
+/// How often opening is tried. SQLite does not wait for a lock while a new file becomes one with a write-ahead log: who meets
+/// another process at that finds it done when it looks again.
 const OPEN_ATTEMPTS: u32 = 3;
 
 /// How to open a [`SqliteLog`].
@@ -185,13 +185,12 @@ pub(crate) fn unavailable(error: sqlx::Error) -> ReadError {
 }
 
 async fn connect_and_migrate(options: &SqliteConnectOptions) -> Result<SqliteConnection, OpenError> {
-    // Held to the end, so that the write-ahead log is not folded in and made again for the sake of the migrations' connection.
-    let connection = options.connect().await?;
-    // A pool of one: `Migrator::run` on a plain connection makes a future that is not `Send`.
-    let pool = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
-    let migrated = migrator().run(&pool).await;
-    pool.close().await;
-    migrated?;
+    let mut connection = options.connect().await?;
+    // The migrator takes no lock on SQLite. The transaction is the lock: whoever comes second waits, and finds the schema made.
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    // `Migrator::run` on a connection makes a future that is not `Send`; it is this and no more.
+    migrator().run_direct(None, &mut *transaction, false).await?;
+    transaction.commit().await?;
     Ok(connection)
 }
 

@@ -218,8 +218,11 @@ async fn processes_that_are_killed_while_they_write() {
     let rounds = 6;
     for round in 0..rounds {
         let mut writers: Vec<_> = (0..3).map(|lane| writer(folder.path(), lane)).collect();
+        // Killed at another moment in every round, but not before they did something; in the last one not before the end.
         let until = tokio::time::Instant::now() + Duration::from_millis(400 + 37 * round);
-        while tokio::time::Instant::now() < until {
+        let before = newest;
+        let idle = |newest: &[Option<u64>], has_ended: bool| newest == before || (round + 1 == rounds && !has_ended);
+        while tokio::time::Instant::now() < until || idle(&newest, has_ended) {
             for n in 0..CONTESTED {
                 // Nothing half-written is ever seen, nobody goes back, and the end is the end.
                 let viewed = view.held(id(n)).await.unwrap();
@@ -239,14 +242,16 @@ async fn processes_that_are_killed_while_they_write() {
         }
         let fresh = open(folder.path()).await;
         for n in 0..CONTESTED {
-            assert!(fresh.get(id(n)).await.unwrap().as_ref().map(index) >= newest[n as usize]);
+            let viewed = fresh.get(id(n)).await.unwrap();
+            assert!(viewed.as_ref().map(index) >= newest[n as usize]);
+            has_ended |= matches!(viewed, Some(Viewed::Ended(_)));
         }
         let due = fresh.due(at(1 << 20), 100).await.unwrap();
         let missing =
             (u64::from(has_ended)..CONTESTED).find(|n| newest[*n as usize].is_some() && !due.contains(&id(*n)));
         assert_eq!(missing, None, "a killed writer left a session without a deadline");
     }
-    assert!(has_ended && newest.iter().all(|index| *index > Some(0)), "{newest:?}");
+    assert!(newest.iter().all(|index| *index > Some(0)), "{newest:?}");
     // Whatever was left behind does not hinder whoever comes next.
     for n in 1..CONTESTED {
         applied(&view, session(n, 1 << 40)).await;
