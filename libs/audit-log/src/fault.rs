@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -55,13 +55,16 @@ pub struct FaultyLog {
     cut: AtomicBool,
     mute: AtomicBool,
     delay: Mutex<Duration>,
+    head_delay: Mutex<Duration>,
+    heads: AtomicU64,
 }
 
 impl FaultyLog {
     /// Wraps a log.
     pub fn new(inner: Arc<dyn LogStore>) -> Self {
         let (cut, mute) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { inner, orders: Mutex::default(), cut, mute, delay: Mutex::default() }
+        let (delay, head_delay) = (Mutex::default(), Mutex::default());
+        Self { inner, orders: Mutex::default(), cut, mute, delay, head_delay, heads: AtomicU64::new(0) }
     }
 
     /// Orders a fault: it strikes at the next step that can fail this way, once.
@@ -82,6 +85,16 @@ impl FaultyLog {
     /// From now on it takes so long to find an answer that was kept.
     pub fn delay_answers(&self, by: Duration) {
         *self.delay.lock() = by;
+    }
+
+    /// From now on it takes so long to say how long it is; as long as it was when it was asked.
+    pub fn delay_heads(&self, by: Duration) {
+        *self.head_delay.lock() = by;
+    }
+
+    /// How often it was asked how long it is.
+    pub fn heads(&self) -> u64 {
+        self.heads.load(Ordering::Relaxed)
     }
 
     async fn speak(&self) {
@@ -112,10 +125,16 @@ fn broken() -> Box<dyn std::error::Error + Send + Sync> {
 #[async_trait]
 impl LogReader for FaultyLog {
     async fn head(&self) -> Result<LogHead, ReadError> {
-        match self.strikes(&[Fault::Head]) {
+        self.heads.fetch_add(1, Ordering::Relaxed);
+        let head = match self.strikes(&[Fault::Head]) {
             Some(_) => Err(ReadError::Unavailable(broken())),
             None => self.reach()?.head().await,
+        };
+        let delay = *self.head_delay.lock();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
         }
+        head
     }
 
     async fn batches(&self, from: LeafIndex, entries: usize) -> Result<Vec<StoredBatch>, ReadError> {

@@ -43,8 +43,6 @@ pub struct Follower {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// How often the log is asked whether somebody else has appended.
-const POLL: Duration = Duration::from_millis(250);
 /// How long what a peer sent may be on its way before it is read from the log instead.
 const UNDER_WAY: Duration = Duration::from_millis(10);
 /// Entries replayed in one go: a few MB.
@@ -56,6 +54,8 @@ enum FollowError {
     Replay(#[from] ReplayError),
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    Look(#[from] Arc<ReadError>),
     #[error(transparent)]
     View(#[from] ViewError),
 }
@@ -148,7 +148,7 @@ async fn follow(service: Arc<SessionService>, status: Arc<Mutex<FollowerStatus>>
             }
             Err(failure) => warn!(failure = &failure as &dyn std::error::Error, "the view could not follow the log"),
         }
-        let next_look = Instant::now() + POLL;
+        let next_look = service.looking.next();
         loop {
             let woken = tokio::select! {
                 _ = stopped.changed() => return,
@@ -179,12 +179,7 @@ async fn catch_up(
     told: &mut TreeSize,
     restoring: bool,
 ) -> Result<(), FollowError> {
-    let asked = Instant::now();
-    let size = service.log.head().await?.size();
-    // In this order: a peer that is told of the time must be told of no smaller size.
-    service.progress.saw(size);
-    service.contact.answered(asked);
-    service.progress.knows(asked, size);
+    let size = service.looking.look().await?;
     let rebuilding = status.lock().rebuild == RebuildState::Running;
     let mut next: Option<Result<Vec<StoredBatch>, ReadError>> = None;
     loop {

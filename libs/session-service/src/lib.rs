@@ -23,6 +23,7 @@ mod follower;
 mod held;
 mod holding;
 mod idempotency;
+mod looking;
 mod lookup;
 mod pipeline;
 mod progress;

@@ -16,6 +16,8 @@ use crate::service::SessionService;
 
 /// How long a request that must see a leaf index waits for this node to catch up, before the log is read for it.
 pub(crate) const CATCH_UP: Duration = Duration::from_millis(250);
+/// How long a view that is known to lack something may take to have it, before the log is read instead.
+const MOMENT: Duration = Duration::from_millis(50);
 
 impl SessionService {
     /// What is known of a session: from this process, the view, or the log, whichever is the first to know.
@@ -29,14 +31,14 @@ impl SessionService {
         {
             return self.in_time(self.state_from_log(id)).await;
         }
-        let trusted = match self.progress.staleness() {
-            // Never whole since the start: it may show a session whose end it has not come to yet.
-            None => false,
-            // Not known to be whole for too long: what it holds may have ended elsewhere.
-            Some(staleness) => self.config.max_staleness.is_none_or(|bound| staleness <= bound),
-        };
-        if !trusted {
-            return self.in_time(self.state_from_log(id)).await;
+        if !self.trusts_view() {
+            let known = async {
+                // One question to the log for all who wait, rather than one for each of their sessions.
+                if self.becomes_fresh().await { Ok(None) } else { self.state_from_log(id).await.map(Some) }
+            };
+            if let Some(state) = self.in_time(known).await? {
+                return Ok(state);
+            }
         }
         if let Some(holding) = self.holding.get()
             && !holding.holds(id)
@@ -68,6 +70,32 @@ impl SessionService {
                 self.in_time(self.state_from_log(id)).await
             }
         }
+    }
+
+    /// Whether what the view shows is no older than it may be.
+    fn trusts_view(&self) -> bool {
+        match self.progress.staleness() {
+            // Never whole since the start: it may show a session whose end it has not come to yet.
+            None => false,
+            // Not known to be whole for too long: what it holds may have ended elsewhere.
+            Some(staleness) => self.config.max_staleness.is_none_or(|bound| staleness <= bound),
+        }
+    }
+
+    /// Whether a view that was whole once turns out to be so still, or within a moment, when the log says how long it is.
+    async fn becomes_fresh(&self) -> bool {
+        if self.progress.staleness().is_none() || self.looking.join().await.is_err() {
+            return false;
+        }
+        let deadline = Instant::now() + MOMENT;
+        while !self.trusts_view() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            self.progress.behind.notify_one();
+            sleep(Duration::from_millis(2)).await;
+        }
+        true
     }
 
     /// What the log knows of a session; the view learns of it, if it holds it.

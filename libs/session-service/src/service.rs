@@ -22,6 +22,7 @@ use crate::data_keys::DataKeys;
 use crate::error::{ServiceError, Unavailable};
 use crate::holding::{Filling, Holding};
 use crate::idempotency::UnderWay;
+use crate::looking::Looking;
 use crate::pipeline::Pipeline;
 use crate::progress::Progress;
 use crate::replay::Replay;
@@ -72,7 +73,8 @@ pub struct SessionService {
     pub(crate) clock: Arc<LogClock>,
     pub(crate) config: ServiceConfig,
     pub(crate) progress: Arc<Progress>,
-    pub(crate) contact: Contact,
+    pub(crate) contact: Arc<Contact>,
+    pub(crate) looking: Looking,
     pub(crate) sequencer: Sequencer,
     pub(crate) commit: GroupCommit<Pipeline>,
     pub(crate) turnstile: Arc<Turnstile>,
@@ -109,7 +111,13 @@ impl Contact {
     pub(crate) fn answered(&self, asked: Instant) {
         self.made();
         let since = asked.saturating_duration_since(self.start).as_micros();
-        self.asked.store(i64::try_from(since).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.asked.fetch_max(i64::try_from(since).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether it has answered what it was asked at this time or later.
+    pub(crate) fn asked_since(&self, then: Instant) -> bool {
+        let then = then.saturating_duration_since(self.start).as_micros();
+        u128::try_from(self.asked.load(Ordering::Relaxed)).is_ok_and(|asked| asked >= then)
     }
 
     /// How long ago it was asked, the last time that it answered.
@@ -134,6 +142,8 @@ impl SessionService {
     /// Starts the service's group commit on what it is made of.
     pub fn start(parts: Parts, config: ServiceConfig) -> Arc<Self> {
         let progress = Arc::new(Progress::default());
+        let contact = Arc::new(Contact::new());
+        let looking = Looking::new(Arc::clone(&parts.log), Arc::clone(&progress), Arc::clone(&contact));
         let clock = Arc::clone(&parts.clock);
         let (outbox, holding) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
         let recent: Arc<Recent> = Arc::default();
@@ -153,7 +163,8 @@ impl SessionService {
             clock: parts.clock,
             config,
             progress,
-            contact: Contact::new(),
+            contact,
+            looking,
             sequencer,
             commit,
             turnstile: Arc::default(),

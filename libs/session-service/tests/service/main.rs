@@ -15,5 +15,6 @@ mod partner;
 mod rig;
 mod rules;
 mod simulation;
+mod staleness;
 mod transient;
 mod views;
