@@ -76,9 +76,7 @@ impl Ids {
     /// # Errors
     /// See [`Ids::session`].
     pub fn data_key(self) -> Result<KeyId, SealError> {
-        let mut random = [0; 16];
-        openssl::rand::rand_bytes(&mut random)?;
-        Ok(KeyId::new(uuid::Builder::from_random_bytes(random).into_uuid()))
+        Ok(KeyId::new(uuid::Builder::from_random_bytes(public()?).into_uuid()))
     }
 
     /// A token for a session, and the digest that is all that is kept of it.

@@ -7,6 +7,7 @@
 //! * [`ClusterKey`] and [`FrameKey`] seal what nodes send each other.
 //! * [`SignerCertificate`] verifies what somebody else signed with the key of a certificate, [`JwsKey`] the tokens that somebody issues.
 //! * [`Ids`] makes identifiers and secrets.
+//! * [`encrypt_onto`], [`decrypt`] and [`hmac`] are for whoever keeps bytes under a key of its own.
 //!
 //! Keys come in as bytes and go out wrapped: this crate opens no file.
 
@@ -108,7 +109,10 @@ fn digest(parts: &[&[u8]]) -> Result<Digest, ErrorStack> {
 
 /// HMAC-SHA-256 (RFC 2104), for keys of at most one block: all of ours have 32 bytes. Out of two digests, because OpenSSL's own
 /// takes a key object that is looked up by name each time.
-pub(crate) fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> Result<Digest, ErrorStack> {
+///
+/// # Errors
+/// If OpenSSL fails.
+pub fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> Result<Digest, ErrorStack> {
     const BLOCK: usize = 64;
     let padded = |with: u8| {
         let mut block = [with; BLOCK];
@@ -135,24 +139,38 @@ pub(crate) fn expand(key: &[u8; 32], info: &[&[u8]]) -> Result<[Digest; 2], Erro
     Ok([one, two])
 }
 
-/// AES-256-GCM: nonce ‖ ciphertext ‖ tag.
-pub(crate) fn encrypt(key: &[u8; 32], bound_to: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+/// AES-256-GCM (NIST SP 800-38D): nonce ‖ ciphertext ‖ tag, behind what is there already. The nonce is random: one key is for 2^32 texts at most
+/// (section 8.3).
+///
+/// # Errors
+/// If OpenSSL fails.
+pub fn encrypt_onto(sealed: &mut Vec<u8>, key: &[u8; 32], bound_to: &[u8], plaintext: &[u8]) -> Result<(), ErrorStack> {
     let nonce: [u8; NONCE] = ids::public()?;
     let mut context = CipherCtx::new()?;
     context.encrypt_init(Some(fetched(&AES_256_GCM)?), Some(key), Some(&nonce))?;
     context.cipher_update(bound_to, None)?;
-    let mut sealed = Vec::with_capacity(NONCE + plaintext.len() + TAG);
+    sealed.reserve(NONCE + plaintext.len() + TAG);
     sealed.extend_from_slice(&nonce);
-    context.cipher_update_vec(plaintext, &mut sealed)?;
-    context.cipher_final_vec(&mut sealed)?;
+    context.cipher_update_vec(plaintext, sealed)?;
+    context.cipher_final_vec(sealed)?;
     let mut tag = [0; TAG];
     context.tag(&mut tag)?;
     sealed.extend_from_slice(&tag);
+    Ok(())
+}
+
+/// As [`encrypt_onto`], behind nothing.
+pub(crate) fn encrypt(key: &[u8; 32], bound_to: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+    let mut sealed = Vec::new();
+    encrypt_onto(&mut sealed, key, bound_to, plaintext)?;
     Ok(sealed)
 }
 
-/// Opens what [`encrypt`] sealed.
-pub(crate) fn decrypt(key: &[u8; 32], bound_to: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+/// Opens what [`encrypt_onto`] sealed.
+///
+/// # Errors
+/// [`SealError::NotAuthentic`] if it is not that, or for another key or place.
+pub fn decrypt(key: &[u8; 32], bound_to: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
     let (nonce, rest) = sealed.split_at_checked(NONCE).ok_or(SealError::NotAuthentic)?;
     let (ciphertext, tag) =
         rest.len().checked_sub(TAG).and_then(|at| rest.split_at_checked(at)).ok_or(SealError::NotAuthentic)?;

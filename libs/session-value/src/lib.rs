@@ -14,12 +14,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use openssl::cipher::Cipher;
-use openssl::cipher_ctx::CipherCtx;
-use openssl::error::ErrorStack;
-use openssl::md::Md;
-use openssl::md_ctx::MdCtx;
-use openssl::pkey::{PKey, Private};
+use sealing::SealError;
 use session_model::transient::{Stamp, Stamped};
 use session_model::{LeafIndex, Session, SessionId, Timestamp, Tombstone};
 use session_view::Viewed;
@@ -48,9 +43,7 @@ const ENDED_LIFETIME_MS: i64 = 24 * 3_600_000;
 /// Seals and opens values.
 pub struct Sealer {
     namespace: String,
-    key: PKey<Private>,
-    aes: Cipher,
-    sha256: Md,
+    key: Zeroizing<[u8; 32]>,
 }
 
 /// A value to be stored.
@@ -104,7 +97,7 @@ impl Header {
 pub enum EncodeError {
     /// OpenSSL did not seal it.
     #[error("failed to seal the state")]
-    Seal(#[from] ErrorStack),
+    Seal(#[from] SealError),
     /// It could not be written as JSON.
     #[error("failed to write the state as JSON")]
     Json(#[from] serde_json::Error),
@@ -114,8 +107,8 @@ pub enum EncodeError {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Undecodable;
 
-impl From<ErrorStack> for Undecodable {
-    fn from(_: ErrorStack) -> Self {
+impl From<SealError> for Undecodable {
+    fn from(_: SealError) -> Self {
         Self
     }
 }
@@ -129,17 +122,8 @@ impl fmt::Debug for Sealer {
 
 impl Sealer {
     /// Seals for one deployment, under its key.
-    ///
-    /// # Errors
-    /// If OpenSSL lacks AES-256-GCM or HMAC-SHA-256.
-    pub fn new(namespace: &str, key: &[u8; 32]) -> Result<Self, ErrorStack> {
-        Ok(Self {
-            namespace: namespace.to_owned(),
-            key: PKey::hmac(key)?,
-            // Fetched once: to look an algorithm up costs more than to use it.
-            aes: Cipher::fetch(None, "AES-256-GCM", None)?,
-            sha256: Md::fetch(None, "SHA256", None)?,
-        })
+    pub fn new(namespace: &str, key: &[u8; 32]) -> Self {
+        Self { namespace: namespace.to_owned(), key: Zeroizing::new(*key) }
     }
 
     /// The value of a state.
@@ -185,22 +169,10 @@ impl Sealer {
     }
 
     /// Header, nonce, ciphertext, GCM tag.
-    fn seal(&self, id: SessionId, header: &[u8], json: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+    fn seal(&self, id: SessionId, header: &[u8], json: &[u8]) -> Result<Vec<u8>, SealError> {
         let mut bytes = Vec::with_capacity(header.len() + NONCE + json.len() + TAG);
         bytes.extend_from_slice(header);
-        let mut nonce = [0; NONCE];
-        openssl::rand::rand_bytes(&mut nonce)?;
-        bytes.extend_from_slice(&nonce);
-
-        let key = self.key_of(id)?;
-        let mut context = CipherCtx::new()?;
-        context.encrypt_init(Some(&self.aes), Some(&*key), Some(&nonce))?;
-        context.cipher_update(&self.bound(id, header), None)?;
-        context.cipher_update_vec(json, &mut bytes)?;
-        context.cipher_final_vec(&mut bytes)?;
-        let mut gcm_tag = [0; TAG];
-        context.tag(&mut gcm_tag)?;
-        bytes.extend_from_slice(&gcm_tag);
+        sealing::encrypt_onto(&mut bytes, &*self.key_of(id)?, &self.bound(id, header), json)?;
         Ok(bytes)
     }
 
@@ -212,17 +184,8 @@ impl Sealer {
         header: usize,
     ) -> Result<(&'v [u8], Zeroizing<Vec<u8>>), Undecodable> {
         let (header, sealed) = value.split_at_checked(header).ok_or(Undecodable)?;
-        let (nonce, sealed) = sealed.split_first_chunk::<NONCE>().ok_or(Undecodable)?;
-        let (ciphertext, gcm_tag) = sealed.split_last_chunk::<TAG>().ok_or(Undecodable)?;
-        let key = self.key_of(id)?;
-        let mut context = CipherCtx::new()?;
-        context.decrypt_init(Some(&self.aes), Some(&*key), Some(nonce))?;
-        context.set_tag(gcm_tag)?;
-        context.cipher_update(&self.bound(id, header), None)?;
-        let mut json = Zeroizing::new(Vec::with_capacity(ciphertext.len() + TAG));
-        context.cipher_update_vec(ciphertext, &mut json)?;
-        context.cipher_final_vec(&mut json)?;
-        Ok((header, json))
+        let json = sealing::decrypt(&*self.key_of(id)?, &self.bound(id, header), sealed)?;
+        Ok((header, Zeroizing::new(json)))
     }
 
     /// The state that a value is of.
@@ -253,14 +216,9 @@ impl Sealer {
 
     /// A key for each session, `HMAC-SHA-256(sealing key, label ‖ id)`: random nonces are safe for 2^32 values under one
     /// key (NIST SP 800-38D section 8.3), which a busy service would write within days, but no session ever does.
-    fn key_of(&self, id: SessionId) -> Result<Zeroizing<[u8; 32]>, ErrorStack> {
-        let mut key = Zeroizing::new([0; 32]);
-        let mut context = MdCtx::new()?;
-        context.digest_sign_init(Some(&self.sha256), &self.key)?;
-        context.digest_sign_update(b"counterfoil view v1")?;
-        context.digest_sign_update(id.uuid().as_bytes())?;
-        context.digest_sign_final(Some(&mut *key))?;
-        Ok(key)
+    fn key_of(&self, id: SessionId) -> Result<Zeroizing<[u8; 32]>, SealError> {
+        let key = sealing::hmac(&self.key, &[b"counterfoil view v1", id.uuid().as_bytes()])?;
+        Ok(Zeroizing::new(key.0))
     }
 
     /// What the ciphertext is bound to: namespace ‖ id ‖ header without *last seen*. All but the first have a fixed length, the header
@@ -315,7 +273,7 @@ mod tests {
     use super::*;
 
     fn sealer() -> Sealer {
-        Sealer::new("ns", &[7; 32]).unwrap()
+        Sealer::new("ns", &[7; 32])
     }
 
     #[test]
@@ -358,8 +316,8 @@ mod tests {
             assert!(sealer().decode(id(1), &value[..at]).is_err(), "cut at {at}");
         }
         assert!(sealer().decode(id(2), &value).is_err(), "another session");
-        assert!(Sealer::new("other", &[7; 32]).unwrap().decode(id(1), &value).is_err(), "another namespace");
-        assert!(Sealer::new("ns", &[8; 32]).unwrap().decode(id(1), &value).is_err(), "another key");
+        assert!(Sealer::new("other", &[7; 32]).decode(id(1), &value).is_err(), "another namespace");
+        assert!(Sealer::new("ns", &[8; 32]).decode(id(1), &value).is_err(), "another key");
     }
 
     #[test]

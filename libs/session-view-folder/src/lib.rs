@@ -167,7 +167,7 @@ impl FolderView {
         if operation_timeout < Duration::from_millis(1) {
             return Err(ConfigError::Span);
         }
-        let sealer = Sealer::new(&namespace, &sealing_key).map_err(|error| ConfigError::Seal(error.into()))?;
+        let sealer = Sealer::new(&namespace, &sealing_key);
         let mut writer = [0; 8];
         openssl::rand::rand_bytes(&mut writer).map_err(|error| ConfigError::Seal(error.into()))?;
         let writer = u64::from_be_bytes(writer);

@@ -694,7 +694,7 @@ mod tests {
     use super::*;
 
     fn store(folder: &tempfile::TempDir) -> Store {
-        let store = Store::new(folder.path().join("ns"), Sealer::new("ns", &[7; 32]).unwrap(), 1);
+        let store = Store::new(folder.path().join("ns"), Sealer::new("ns", &[7; 32]), 1);
         store.open().unwrap();
         store
     }

@@ -240,7 +240,7 @@ impl RedisView {
         if operation_timeout < Duration::from_millis(1) || max_staleness < Duration::from_millis(100) {
             return Err(ConfigError::Span);
         }
-        let sealer = Sealer::new(&namespace, &sealing_key).map_err(ConfigError::Seal)?;
+        let sealer = Sealer::new(&namespace, &sealing_key);
         let address = Address::parse(&url).map_err(ConfigError::Url)?;
 
         let doubt = Arc::new(Doubt::default());

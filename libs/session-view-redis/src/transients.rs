@@ -14,9 +14,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use hashbrown::HashMap;
-use openssl::hash::MessageDigest;
-use openssl::pkey::{PKey, Private};
-use openssl::sign::Signer;
 use redis::{Cmd, ErrorKind, FromRedisValue, ServerErrorKind, Value};
 use session_model::transient::Stamped;
 use session_model::{Digest, RealmName, Session, SessionId, Timestamp};
@@ -24,6 +21,7 @@ use session_value::{Sealer, stamp_bytes};
 use session_view::Doubt;
 use tokio::task::JoinHandle;
 use transient_store::{KeptAnswer, Listing, Outcome, Put, REMEMBERED, StoreError, StoreStatus, TransientStore};
+use zeroize::Zeroizing;
 
 use crate::address::Address;
 use crate::link::{CallError, Lane, Link, Target};
@@ -55,7 +53,7 @@ pub struct RedisTransients {
     namespace: String,
     sealer: Sealer,
     /// Names subjects.
-    subjects: PKey<Private>,
+    subjects: Zeroizing<[u8; 32]>,
     task: JoinHandle<()>,
 }
 
@@ -94,10 +92,9 @@ impl RedisTransients {
             Address::Sentinel(address) => Target::Sentinel(address),
             Address::Cluster(_) => return Err(ConfigError::Cluster),
         };
-        let sealer = Sealer::new(&namespace, &sealing_key).map_err(ConfigError::Seal)?;
-        let mut signer = PKey::hmac(&sealing_key).map_err(ConfigError::Seal)?;
-        let label = mac(&signer, &[b"counterfoil transient subjects v1"]).map_err(ConfigError::Seal)?;
-        signer = PKey::hmac(&label.0).map_err(ConfigError::Seal)?;
+        let sealer = Sealer::new(&namespace, &sealing_key);
+        let subjects =
+            sealing::hmac(&sealing_key, &[b"counterfoil transient subjects v1"]).map_err(ConfigError::Seal)?;
         // What it lost is lost: nobody has it to apply again.
         let link = Arc::new(Link::new(target, operation_timeout, STALENESS, Arc::new(Doubt::default())));
         if let Err(error) = link.connect().await {
@@ -108,7 +105,7 @@ impl RedisTransients {
         }
         let keeping = Arc::clone(&link);
         let task = tokio::spawn(async move { keeping.keep().await });
-        Ok(Self { link, namespace, sealer, subjects: signer, task })
+        Ok(Self { link, namespace, sealer, subjects: Zeroizing::new(subjects.0), task })
     }
 
     fn key(&self, what: impl fmt::Display) -> String {
@@ -126,7 +123,8 @@ impl RedisTransients {
     /// The key of a subject's active sessions; a name that nothing is under, for nobody.
     fn subject_key(&self, realm: &RealmName, subject: Option<&str>) -> Result<String, StoreError> {
         let Some(subject) = subject else { return Ok(self.key("tu:")) };
-        let digest = mac(&self.subjects, &[realm.as_str().as_bytes(), &[0], subject.as_bytes()]).map_err(internal)?;
+        let digest =
+            sealing::hmac(&self.subjects, &[realm.as_str().as_bytes(), &[0], subject.as_bytes()]).map_err(internal)?;
         Ok(self.key(format_args!("tu:{digest}")))
     }
 
@@ -205,16 +203,6 @@ impl RedisTransients {
 
 fn texts(ids: &[SessionId]) -> Vec<String> {
     ids.iter().map(ToString::to_string).collect()
-}
-
-fn mac(key: &PKey<Private>, parts: &[&[u8]]) -> Result<Digest, openssl::error::ErrorStack> {
-    let mut signer = Signer::new(MessageDigest::sha256(), key)?;
-    for part in parts {
-        signer.update(part)?;
-    }
-    let mut digest = [0; 32];
-    signer.sign(&mut digest)?;
-    Ok(Digest(digest))
 }
 
 fn internal(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {

@@ -25,12 +25,15 @@ const MAY: &[(&str, &[&str])] = &[
     ("evidence", &["audit-log", "merkle-log", "session-model"]),
     ("retention", &["audit-log", "session-model"]),
     // What adapters of a port share.
-    ("session-value", &["session-model", "session-view"]),
+    ("session-value", &["sealing", "session-model", "session-view"]),
     // Adapters.
     ("audit-log-sqlite", &["audit-log", "merkle-log", "session-model"]),
     ("audit-log-postgres", &["audit-log", "merkle-log", "nonce-store", "session-model"]),
     ("session-view-folder", &["session-model", "session-value", "session-view"]),
-    ("session-view-redis", &["nonce-store", "session-model", "session-value", "session-view", "transient-store"]),
+    (
+        "session-view-redis",
+        &["nonce-store", "sealing", "session-model", "session-value", "session-view", "transient-store"],
+    ),
     ("cluster-multicast", &["cluster"]),
     ("cluster-postgres", &["cluster"]),
     ("cluster-redis", &["cluster"]),
