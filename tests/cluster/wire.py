@@ -7,6 +7,7 @@
 An attack prints a line for each way in that it found, and nothing else.
 """
 
+import errno
 import os
 import random
 import socket
@@ -37,7 +38,13 @@ def capture(device, port, path):
     left = MOST
     with open(path, "wb", buffering=1 << 16) as file:
         while left > 0:
-            found = payload(tap.recv(65_536), int(port))
+            try:
+                found = payload(tap.recv(65_536), int(port))
+            except OSError as failure:
+                # Said once when the cable is pulled; the tap listens again when it is back.
+                if failure.errno != errno.ENETDOWN:
+                    raise
+                continue
             if found:
                 left -= file.write(struct.pack("!I", len(found)) + found)
                 file.flush()
