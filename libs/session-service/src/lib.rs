@@ -11,6 +11,7 @@
 //! Start with [`SessionService`].
 
 mod answer;
+mod belief;
 mod by_realm;
 mod change;
 mod clock;
@@ -38,6 +39,7 @@ mod transient;
 mod turnstile;
 
 pub use answer::{Changed, Page, Validation, ValidationReason};
+pub use belief::{Distrust, FromLog};
 pub use by_realm::ByRealm;
 pub use clock::{Clock, LogClock};
 pub use custody::Erased;

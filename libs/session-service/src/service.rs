@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::belief::ReadsFromLog;
 use crate::clock::LogClock;
 use crate::data_keys::DataKeys;
 use crate::error::{ServiceError, Unavailable};
@@ -73,6 +74,7 @@ pub struct SessionService {
     pub(crate) config: ServiceConfig,
     pub(crate) progress: Arc<Progress>,
     pub(crate) contact: Contact,
+    pub(crate) reads_from_log: ReadsFromLog,
     pub(crate) sequencer: Sequencer,
     pub(crate) commit: GroupCommit<Pipeline>,
     pub(crate) turnstile: Arc<Turnstile>,
@@ -154,6 +156,7 @@ impl SessionService {
             config,
             progress,
             contact: Contact::new(),
+            reads_from_log: ReadsFromLog::default(),
             sequencer,
             commit,
             turnstile: Arc::default(),
