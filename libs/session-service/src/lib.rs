@@ -51,3 +51,14 @@ pub use request::{Caller, Idempotency, ListQuery, NewSession, Record, subject_ac
 pub use service::{Parts, ServiceConfig, SessionService};
 pub use sessions::{Happened, Sessions};
 pub use transient::{TransientConfig, TransientCounts, TransientSessions};
+
+/// Reads whatever bytes as what the service of one node may say to that of another, for the fuzzer.
+///
+/// # Panics
+/// If what was read is not written as something that reads alike.
+#[cfg(feature = "test-util")]
+pub fn fuzz(bytes: &[u8]) {
+    holding::message::read_any(bytes);
+    replication::read_any(bytes);
+    transient::peers::read_any(bytes);
+}

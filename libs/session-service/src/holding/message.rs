@@ -91,6 +91,19 @@ impl Reply {
     }
 }
 
+/// For the fuzzer: whatever the bytes are, they are read or refused, and what is read is written as something that reads alike.
+#[cfg(feature = "test-util")]
+pub(crate) fn read_any(bytes: &[u8]) {
+    if let Ok(question) = Question::decode(bytes) {
+        assert_eq!(question.encode(), bytes, "there is one way to ask it");
+    }
+    if let Ok(reply) = Reply::decode(bytes) {
+        let written = reply.encode().unwrap_or_default();
+        let again = Reply::decode(&written).ok().and_then(|again| again.encode().ok());
+        assert_eq!(again, Some(written));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
