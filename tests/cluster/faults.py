@@ -246,6 +246,22 @@ def redis_fails_over(bench):
     return lambda: bench.sentinels.rejoin(old)
 
 
+@fault("redis-master-killed", 4, needs=("redis-cluster",), short=True)
+def redis_master_killed(bench):
+    """One master of three dies with what it had not told its replica, and the other masters have that take over its slots."""
+    bench.hurt(*bench.nodes)
+    old = bench.redis_cluster.fail_over(bench.rng)
+    return lambda: bench.redis_cluster.rejoin(old)
+
+
+@fault("redis-slots-move", 0, needs=("redis-cluster",))
+def redis_slots_move(bench):
+    """Slots of one master go to another, one by one, while sessions in them are read and changed."""
+    bench.hurt(*bench.nodes)
+    bench.redis_cluster.move_slots(bench.rng, 400)
+    return lambda: None
+
+
 PEERS = "CLUSTER__UNICAST__PEERS"
 
 

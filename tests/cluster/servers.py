@@ -292,6 +292,113 @@ class Sentinels:
             self.kill(name)
 
 
+class RedisCluster:
+    """Three Redis masters that share the slots, each with a replica on another host."""
+
+    HOSTS, PORTS = ("redis1", "redis2", "redis3"), (6379, 6380)
+
+    def __init__(self, network, folder):
+        self.network, self.folder, self.processes = network, folder, {}
+        servers = [(host, port) for port in self.PORTS for host in self.HOSTS]
+        for server in servers:
+            (self.folder / self.name(server)).mkdir()
+            self.start_server(server)
+        network.within(self.HOSTS[0], "redis-cli", "--cluster", "create", *[self.place(server) for server in servers], "--cluster-replicas", "1",
+                       "--cluster-yes")
+        if not wait_for(self.whole, 30):
+            raise CannotStart(f"the servers of the Redis cluster do not come together: {self.nodes(servers[0])}")
+
+    @property
+    def url(self):
+        # Some of them: who is asked tells of the others.
+        return "redis+cluster://" + ",".join(self.place((host, self.PORTS[0])) for host in self.HOSTS[:2])
+
+    @staticmethod
+    def name(server):
+        return f"{server[0]}-{server[1]}"
+
+    def place(self, server):
+        return f"{self.network.address(server[0])}:{server[1]}"
+
+    def start_server(self, server):
+        host, port = server
+        own, address = self.folder / self.name(server), self.network.address(host)
+        with open(own / "log", "a") as log:
+            # Masters in a minority refuse after the timeout: no later than a node gives up what it does not hear of (docs/production.md).
+            self.processes[server] = subprocess.Popen(
+                [*self.network.inside(host), "redis-server", "--bind", address, "--port", str(port), "--protected-mode", "no", "--save", "", "--appendonly", "no",
+                 "--dir", str(own), "--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--cluster-require-full-coverage", "no",
+                 "--repl-diskless-sync-delay", "0"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        if not wait_for(lambda: self.ask(server, "ping").strip() == "PONG", 10):
+            raise CannotStart(f"{self.name(server)} does not start")
+
+    def ask(self, server, *words):
+        host, port = server
+        return self.network.within(host, "redis-cli", "-h", self.network.address(host), "-p", str(port), *words, check=False)
+
+    def running(self):
+        return [server for server, process in self.processes.items() if process.poll() is None]
+
+    def nodes(self, by):
+        """What a server says of all: place, id, flags, its master, and whether it has slots."""
+        lines = [line.split() for line in self.ask(by, "cluster", "nodes").splitlines()]
+        return [{"place": words[1].split("@")[0], "id": words[0], "flags": words[2].split(","), "master": words[3], "linked": words[7] == "connected",
+                 "slots": words[8:]} for words in lines if len(words) >= 8]
+
+    def masters(self):
+        """Masters with slots that are not known to have failed, as a running server sees it, each with the servers that replicate it."""
+        running = self.running()
+        seen = self.nodes(running[0])
+        by_place = {self.place(server): server for server in self.processes}
+        well = [node for node in seen if not {"fail", "fail?"} & set(node["flags"])]
+        replicas = lambda master: [by_place[node["place"]] for node in well if node["master"] == master["id"] and by_place[node["place"]] in running]
+        return {by_place[node["place"]]: replicas(node) for node in well if "master" in node["flags"] and node["slots"]}
+
+    def whole(self):
+        """Whether every server sees three masters, each with a replica that follows it."""
+        def follows(server):
+            replication = self.ask(server, "info", "replication")
+            return "role:master" in replication or "master_link_status:up" in replication
+
+        def agrees(server):
+            return "cluster_state:ok" in self.ask(server, "cluster", "info") and follows(server)
+
+        masters = self.masters()
+        return len(masters) == 3 and all(masters.values()) and all(agrees(server) for server in self.processes)
+
+    def held(self):
+        """How many keys each master has."""
+        return {self.name(master): int(self.ask(master, "dbsize")) for master in self.masters()}
+
+    def kill(self, server):
+        self.processes[server].kill()
+        self.processes[server].wait()
+
+    def fail_over(self, rng):
+        """A master dies. Answers it, once its replica has its slots."""
+        old = rng.choice(sorted(self.masters()))
+        self.kill(old)
+        if not wait_for(lambda: len(self.masters()) == 3 and old not in self.masters(), 20):
+            raise CannotStart(f"nobody takes over from {self.name(old)}: {self.nodes(self.running()[0])}")
+        return old
+
+    def rejoin(self, old):
+        self.start_server(old)
+        if not wait_for(self.whole, 30):
+            raise CannotStart(f"{self.name(old)} does not come back as a replica: {self.nodes(self.running()[0])}")
+
+    def move_slots(self, rng, count):
+        """Gives slots of one master to another, with the keys in them, while both serve."""
+        giver, taker = rng.sample(sorted(self.masters()), 2)
+        ids = {node["place"]: node["id"] for node in self.nodes(giver)}
+        self.network.within(giver[0], "redis-cli", "--cluster", "reshard", self.place(giver), "--cluster-from", ids[self.place(giver)],
+                            "--cluster-to", ids[self.place(taker)], "--cluster-slots", str(count), "--cluster-yes")
+
+    def stop(self):
+        for server in self.running():
+            self.kill(server)
+
+
 class Node:
     """One node: the real binary in a namespace of its own."""
 

@@ -35,7 +35,7 @@ WIRE = str(pathlib.Path(__file__).with_name("wire.py"))
 def arguments():
     parser = argparse.ArgumentParser(prog="tests/cluster/run", description="Three nodes in network namespaces, under faults, and a judge of the history.")
     parser.add_argument("--transport", choices=TRANSPORTS, default="none")
-    parser.add_argument("--view", choices=("memory", "redis", "sentinel"), default="memory", help="where sessions are held")
+    parser.add_argument("--view", choices=("memory", "redis", "sentinel", "redis-cluster"), default="memory", help="where sessions are held")
     parser.add_argument("--minutes", type=float, help="goes on with faults in random order until so much time has passed; default: each once")
     parser.add_argument("--only", help="faults, by name, separated by commas: " + ", ".join(faults.ALL))
     parser.add_argument("--seed", type=int, default=None, help="of the order of faults, their victims and the workload; printed")
@@ -56,7 +56,7 @@ class Bench:
         self.rng = random.Random(options.seed)
         self.binary = pathlib.Path(options.counterfoil).resolve()
         self.network = network.Network(prefix, folder / "hosts")
-        self.log = self.redis = self.sentinels = self.tap = None
+        self.log = self.redis = self.sentinels = self.redis_cluster = self.tap = None
         self.nodes, self.down, self.weather, self.reports, self.complaints = [], [], [], [], []
         self.hurting, self.watches = set(), []
         self.detections = collections.defaultdict(list)
@@ -78,6 +78,10 @@ class Bench:
             for number, host in enumerate(("redis1", "redis2", "sentinels"), 22):
                 self.network.add(host, number, False)
             self.sentinels = servers.Sentinels(self.network, self.folder)
+        if options.view == "redis-cluster":
+            for number, host in enumerate(servers.RedisCluster.HOSTS, 22):
+                self.network.add(host, number, False)
+            self.redis_cluster = servers.RedisCluster(self.network, self.folder)
         say(f"PostgreSQL{' with a synchronous standby' if standby else ''}")
         self.log = servers.Log(self.network, self.folder, standby=standby)
         self.keys = servers.make_keys(self.folder)
@@ -102,7 +106,7 @@ class Bench:
     def settings(self, node):
         settings = {"LOG__URL": self.log.url(), "CLUSTER__TRANSPORT": self.transport, "CLUSTER__NODES": str(NODES)}
         if self.options.view != "memory":
-            settings["VIEW__URL"] = (self.sentinels or self.redis).url
+            settings["VIEW__URL"] = (self.sentinels or self.redis_cluster or self.redis).url
         if self.transport == "redis":
             settings["CLUSTER__REDIS__URL"] = self.redis.url
         if self.transport == "multicast":
@@ -130,7 +134,7 @@ class Bench:
         if self.tap:
             self.tap.kill()
             self.tap.wait()
-        for server in (self.log, self.redis, self.sentinels):
+        for server in (self.log, self.redis, self.sentinels, self.redis_cluster):
             if server:
                 server.stop()
 
@@ -462,6 +466,7 @@ def choose(options, rng):
             ("standby", options.no_standby, "no standby was wanted"),
             ("redis", options.transport != "redis" and options.view != "redis", "no Redis takes part"),
             ("sentinels", options.view != "sentinel", "no sentinels take part"),
+            ("redis-cluster", options.view != "redis-cluster", "no Redis cluster takes part"),
             ("unicast", options.transport not in LINKS, "no node calls another"),
             ("wire", options.transport not in WIRES, "nodes do not speak to each other by themselves")) if need in fault.needs and lacking]
         missing = ["Debian's faketime is not installed"] if "faketime" in fault.needs and servers.faketime() is None else []
@@ -566,6 +571,11 @@ def inside(options):
         workload.stop()
         bench.probe.stop()
         bench.weather_report()
+        if bench.redis_cluster:
+            held = bench.redis_cluster.held()
+            say(f"keys of each master of the Redis cluster: {', '.join(str(count) for count in held.values())}")
+            if len(held) < 3 or not all(held.values()):
+                bench.complain("view", f"the sessions are not spread over three masters: {held}")
         operations = workload.history()
         if bench.tap:
             rng = random.Random(options.seed)

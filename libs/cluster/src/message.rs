@@ -4,8 +4,8 @@
 //! one cluster; what is behind the last field that is known of a beat is passed over too.
 
 use session_model::{LeafIndex, SessionId, TreeSize};
-use uuid::Uuid;
 
+use crate::reader::{Reader, Undecodable};
 use crate::{Incarnation, LineId};
 
 /// A session as one entry left it.
@@ -128,11 +128,6 @@ pub enum Message {
     /// Of a kind that this program does not know.
     Unknown(u8),
 }
-
-/// The bytes are none of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the bytes are none of a message")]
-pub struct Undecodable;
 
 const COMMIT: u8 = 1;
 const BEAT: u8 = 2;
@@ -330,18 +325,18 @@ impl Message {
     /// # Errors
     /// [`Undecodable`].
     pub fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
-        let mut from = Reader(bytes);
+        let mut from = Reader::new(bytes);
         let message = match from.u8()? {
-            COMMIT => Self::Commit(from.commit()?),
-            SHARE => Self::Share(from.u64()?, from.commit()?),
+            COMMIT => Self::Commit(commit(&mut from)?),
+            SHARE => Self::Share(from.u64()?, commit(&mut from)?),
             GROWN => Self::Grown(TreeSize(from.u64()?)),
             BEAT => {
-                let (node, program) = (from.text()?, from.text()?);
+                let (node, program) = (text(&mut from)?, text(&mut from)?);
                 let (number, size, reflects) = (from.u64()?, TreeSize(from.u64()?), TreeSize(from.u64()?));
-                let log_age_ms = u32::from_be_bytes(*from.array()?);
+                let log_age_ms = from.u32()?;
                 let leaving = from.u8()? != 0;
-                let heard = u16::from_be_bytes(*from.array()?);
-                let heard = (0..heard).map(|_| Ok((Incarnation(*from.array()?), from.u64()?)));
+                let heard = from.u16()?;
+                let heard = (0..heard).map(|_| Ok((Incarnation(from.array()?), from.u64()?)));
                 let heard = heard.collect::<Result<_, Undecodable>>()?;
                 // A program from before placements ends here.
                 let placement = from.u64().ok().filter(|placement| *placement > 0);
@@ -349,41 +344,37 @@ impl Message {
             }
             ASK => {
                 let (question, position) = (from.u64()?, from.u64()?);
-                let bytes = u32::from_be_bytes(*from.array()?);
-                let missing = u16::from_be_bytes(*from.array()?);
-                let missing = (0..missing).map(|_| from.array().map(|part| u16::from_be_bytes(*part)));
+                let bytes = from.u32()?;
+                let missing = from.u16()?;
+                let missing = (0..missing).map(|_| from.u16());
                 let missing = missing.collect::<Result<_, _>>()?;
                 Self::Ask(Ask { question, from: position, bytes, missing })
             }
             ANSWER => {
                 let question = from.u64()?;
-                let (part, parts) = (u16::from_be_bytes(*from.array()?), u16::from_be_bytes(*from.array()?));
+                let (part, parts) = (from.u16()?, from.u16()?);
                 // No page begins where the first does.
                 let (reflects, next) = (TreeSize(from.u64()?), Some(from.u64()?).filter(|next| *next > 0));
-                let records = from.records()?;
-                if part >= parts || !from.0.is_empty() {
+                let records = records(&mut from)?;
+                if part >= parts || !from.is_at_end() {
                     return Err(Undecodable);
                 }
                 Self::Answer(Answer { question, part, parts, reflects, next, records })
             }
-            ASIDE => Self::Aside(from.0.to_vec()),
+            ASIDE => Self::Aside(from.rest().to_vec()),
             QUESTION => {
                 let (number, topic) = (from.u64()?, from.u8()?);
-                Self::Question(Question { number, topic, body: from.0.to_vec() })
+                Self::Question(Question { number, topic, body: from.rest().to_vec() })
             }
-            REPLY => Self::Reply(from.u64()?, from.0.to_vec()),
+            REPLY => Self::Reply(from.u64()?, from.rest().to_vec()),
             LINE => {
-                let id = LineId(*from.array()?);
-                Self::Line(id, from.0.to_vec())
+                let id = LineId(from.array()?);
+                Self::Line(id, from.rest().to_vec())
             }
             kind => Self::Unknown(kind),
         };
         Ok(message)
     }
-}
-
-fn session(bytes: [u8; 16]) -> SessionId {
-    SessionId::new(Uuid::from_bytes(bytes))
 }
 
 fn put_u64(out: &mut Vec<u8>, number: u64) {
@@ -420,74 +411,45 @@ fn put_records(out: &mut Vec<u8>, records: &[Record]) {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+fn text(from: &mut Reader<'_>) -> Result<String, Undecodable> {
+    let length = from.u8()?;
+    String::from_utf8(from.take(usize::from(length))?.to_vec()).map_err(|_| Undecodable)
+}
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Undecodable> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(Undecodable)?;
-        self.0 = rest;
-        Ok(taken)
-    }
+fn option(from: &mut Reader<'_>) -> Result<Option<[u8; 16]>, Undecodable> {
+    let (there, bytes) = (from.flag()?, from.array()?);
+    Ok(there.then_some(bytes))
+}
 
-    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Undecodable> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(Undecodable)?;
-        self.0 = rest;
-        Ok(taken)
+fn commit(from: &mut Reader<'_>) -> Result<Commit, Undecodable> {
+    let (first, end) = (LeafIndex(from.u64()?), TreeSize(from.u64()?));
+    let view = option(from)?.map(ViewIdentity);
+    let records = records(from)?;
+    let within = |record: &Record| (first.0..end.0).contains(&record.index.0);
+    if first.0 >= end.0 || !records.iter().all(within) || !from.is_at_end() {
+        return Err(Undecodable);
     }
+    Ok(Commit { first, end, view, records })
+}
 
-    fn u8(&mut self) -> Result<u8, Undecodable> {
-        self.array::<1>().map(|[byte]| *byte)
+fn records(from: &mut Reader<'_>) -> Result<Vec<Record>, Undecodable> {
+    let count = from.u32()? as usize;
+    // A count is only believed as far as there are bytes for it.
+    if count.checked_mul(RECORD_HEAD).is_none_or(|bytes| bytes > from.left()) {
+        return Err(Undecodable);
     }
-
-    fn u64(&mut self) -> Result<u64, Undecodable> {
-        self.array().map(|bytes| u64::from_be_bytes(*bytes))
+    let mut records = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (session, index) = (from.session()?, LeafIndex(from.u64()?));
+        records.push(Record { session, index, value: from.bytes()?.to_vec() });
     }
-
-    fn text(&mut self) -> Result<String, Undecodable> {
-        let length = self.u8()?;
-        String::from_utf8(self.take(usize::from(length))?.to_vec()).map_err(|_| Undecodable)
-    }
-
-    fn option(&mut self) -> Result<Option<[u8; 16]>, Undecodable> {
-        let (there, bytes) = (self.u8()?, self.array()?);
-        match there {
-            0 => Ok(None),
-            1 => Ok(Some(*bytes)),
-            _ => Err(Undecodable),
-        }
-    }
-
-    fn commit(&mut self) -> Result<Commit, Undecodable> {
-        let (first, end) = (LeafIndex(self.u64()?), TreeSize(self.u64()?));
-        let view = self.option()?.map(ViewIdentity);
-        let records = self.records()?;
-        let within = |record: &Record| (first.0..end.0).contains(&record.index.0);
-        if first.0 >= end.0 || !records.iter().all(within) || !self.0.is_empty() {
-            return Err(Undecodable);
-        }
-        Ok(Commit { first, end, view, records })
-    }
-
-    fn records(&mut self) -> Result<Vec<Record>, Undecodable> {
-        let count = u32::from_be_bytes(*self.array()?) as usize;
-        // A count is only believed as far as there are bytes for it.
-        if count.checked_mul(RECORD_HEAD).is_none_or(|bytes| bytes > self.0.len()) {
-            return Err(Undecodable);
-        }
-        let mut records = Vec::with_capacity(count);
-        for _ in 0..count {
-            let id = session(*self.array()?);
-            let index = LeafIndex(self.u64()?);
-            let length = u32::from_be_bytes(*self.array()?) as usize;
-            records.push(Record { session: id, index, value: self.take(length)?.to_vec() });
-        }
-        Ok(records)
-    }
+    Ok(records)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use uuid::Uuid;
 
     use super::*;
 

@@ -11,7 +11,7 @@
 //! * *A share that is taken for another is none.* Who tells of a commit says which share it takes a node to hold. A node that holds another reads
 //!   the entries from the log.
 
-mod message;
+pub(crate) mod message;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};

@@ -11,6 +11,7 @@
 //! Start with [`SessionService`].
 
 mod answer;
+mod belief;
 mod by_realm;
 mod change;
 mod clock;
@@ -39,6 +40,7 @@ mod transient;
 mod turnstile;
 
 pub use answer::{Changed, Page, Validation, ValidationReason};
+pub use belief::{Distrust, FromLog};
 pub use by_realm::ByRealm;
 pub use clock::{Clock, LogClock};
 pub use custody::Erased;
@@ -50,3 +52,14 @@ pub use request::{Caller, Idempotency, ListQuery, NewSession, Record, subject_ac
 pub use service::{Parts, ServiceConfig, SessionService};
 pub use sessions::{Happened, Sessions};
 pub use transient::{TransientConfig, TransientCounts, TransientSessions};
+
+/// Reads whatever bytes as what the service of one node may say to that of another, for the fuzzer.
+///
+/// # Panics
+/// If what was read is not written as something that reads alike.
+#[cfg(feature = "test-util")]
+pub fn fuzz(bytes: &[u8]) {
+    holding::message::read_any(bytes);
+    replication::read_any(bytes);
+    transient::peers::read_any(bytes);
+}

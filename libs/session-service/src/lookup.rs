@@ -8,6 +8,7 @@ use session_view::{ViewError, Viewed};
 use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
 
+use crate::belief::{Distrust, FromLog};
 use crate::data_keys::Found;
 use crate::error::{ServiceError, Unavailable};
 use crate::failures::{of_key, of_read, of_replay};
@@ -29,12 +30,16 @@ impl SessionService {
         if let Some(min_index) = min_index
             && !self.in_time(self.caught_up(min_index)).await?
         {
-            return self.in_time(self.state_from_log(id)).await;
+            return self.read_through(FromLog::MinIndex, id).await;
         }
-        if !self.trusts_view() {
+        if let Some(why) = self.distrust_of_progress() {
             let known = async {
                 // One question to the log for all who wait, rather than one for each of their sessions.
-                if self.becomes_fresh().await { Ok(None) } else { self.state_from_log(id).await.map(Some) }
+                if why == Distrust::Stale && self.becomes_fresh().await {
+                    return Ok(None);
+                }
+                self.reads_from_log.add(FromLog::Distrusted(why));
+                self.state_from_log(id).await.map(Some)
             };
             if let Some(state) = self.in_time(known).await? {
                 return Ok(state);
@@ -45,7 +50,7 @@ impl SessionService {
         {
             return match self.state_of_holder(holding, id).await {
                 Some(viewed) => Ok(Some(viewed)),
-                None => self.in_time(self.state_from_log(id)).await,
+                None => self.read_through(FromLog::Holders, id).await,
             };
         }
         // What lies in front of a shared view may not have heard yet what is in it.
@@ -54,41 +59,38 @@ impl SessionService {
         {
             return Ok(Some(viewed));
         }
-        match self.view.get(id).await {
-            Ok(Some(viewed)) => Ok(Some(viewed)),
-            Ok(None) | Err(ViewError::Unavailable(_)) => {
-                // What this node has come to hold it may not have yet.
-                if let Some(holding) = self.holding.get().filter(|holding| !holding.status().1)
-                    && let Some(viewed) = self.state_of_holder(holding, id).await
-                {
-                    return Ok(Some(viewed));
-                }
-                self.in_time(self.state_from_log(id)).await
-            }
+        let why = match self.view.get(id).await {
+            Ok(Some(viewed)) => return Ok(Some(viewed)),
             Err(ViewError::Undecodable(_)) => {
                 self.quarantine(id).await;
-                self.in_time(self.state_from_log(id)).await
+                return self.read_through(FromLog::Undecodable, id).await;
             }
+            Ok(None) => FromLog::Absent,
+            Err(ViewError::Unavailable(_)) if self.view.status().in_doubt => FromLog::Distrusted(Distrust::Losses),
+            Err(ViewError::Unavailable(_)) => FromLog::Unavailable,
+        };
+        // What this node has come to hold it may not have yet.
+        if let Some(holding) = self.holding.get().filter(|holding| !holding.status().1)
+            && let Some(viewed) = self.state_of_holder(holding, id).await
+        {
+            return Ok(Some(viewed));
         }
+        self.read_through(why, id).await
     }
 
-    /// Whether what the view shows is no older than it may be.
-    fn trusts_view(&self) -> bool {
-        match self.progress.staleness() {
-            // Never whole since the start: it may show a session whose end it has not come to yet.
-            None => false,
-            // Not known to be whole for too long: what it holds may have ended elsewhere.
-            Some(staleness) => self.config.max_staleness.is_none_or(|bound| staleness <= bound),
-        }
+    /// What the log knows of a session, where the view was to know it.
+    async fn read_through(&self, why: FromLog, id: SessionId) -> Result<Option<Viewed>, ServiceError> {
+        self.reads_from_log.add(why);
+        self.in_time(self.state_from_log(id)).await
     }
 
     /// Whether a view that was whole once turns out to be so still, or within a moment, when the log says how long it is.
     async fn becomes_fresh(&self) -> bool {
-        if self.progress.staleness().is_none() || self.looking.join().await.is_err() {
+        if self.looking.join().await.is_err() {
             return false;
         }
         let deadline = Instant::now() + MOMENT;
-        while !self.trusts_view() {
+        while self.distrust_of_progress().is_some() {
             if Instant::now() >= deadline {
                 return false;
             }

@@ -94,6 +94,15 @@ pub(crate) fn session_of(record: &Record) -> Option<Session> {
     (session.id == record.session && session.head.index == record.index).then_some(session)
 }
 
+/// For the fuzzer: whatever the bytes are, they are a session or none, and one that is read is written as one that reads alike.
+#[cfg(feature = "test-util")]
+pub(crate) fn read_any(bytes: &[u8]) {
+    let Ok(session) = serde_json::from_slice::<Session>(bytes) else { return };
+    let written = record(&Arc::new(session)).map(|record| (session_of(&record), record));
+    let again = written.and_then(|(session, record)| Some((record.value, serde_json::to_vec(&session?).ok()?)));
+    assert!(again.is_some_and(|(written, again)| written == again), "a session that was read can be written");
+}
+
 #[async_trait]
 impl Host for Peers {
     fn standing(&self) -> Standing {

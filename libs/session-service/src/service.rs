@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::belief::ReadsFromLog;
 use crate::clock::LogClock;
 use crate::data_keys::DataKeys;
 use crate::error::{ServiceError, Unavailable};
@@ -75,6 +76,7 @@ pub struct SessionService {
     pub(crate) progress: Arc<Progress>,
     pub(crate) contact: Arc<Contact>,
     pub(crate) looking: Looking,
+    pub(crate) reads_from_log: ReadsFromLog,
     pub(crate) sequencer: Sequencer,
     pub(crate) commit: GroupCommit<Pipeline>,
     pub(crate) turnstile: Arc<Turnstile>,
@@ -165,6 +167,7 @@ impl SessionService {
             progress,
             contact,
             looking,
+            reads_from_log: ReadsFromLog::default(),
             sequencer,
             commit,
             turnstile: Arc::default(),

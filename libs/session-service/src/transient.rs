@@ -10,7 +10,7 @@
 //! and on one node, or on one Redis, no update is lost. Where nodes share the
 //! sessions out the store is of all of them (`transient-partner`), and takes each state to the node that decides on it.
 
-mod peers;
+pub(crate) mod peers;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

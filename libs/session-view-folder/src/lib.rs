@@ -485,7 +485,8 @@ impl SessionView for FolderView {
     fn status(&self) -> ViewStatus {
         let (held, bytes) = self.shared.near.size();
         let available = self.shared.healthy.load(Relaxed) && self.shared.timeouts.load(Relaxed) < FAILURES;
-        ViewStatus { kind: "folder", available, held, bytes, budget: Some(self.shared.near_cache_bytes) }
+        let in_doubt = !self.shared.doubt.is_over();
+        ViewStatus { kind: "folder", available, in_doubt, held, bytes, budget: Some(self.shared.near_cache_bytes) }
     }
 }
 

@@ -612,7 +612,8 @@ impl SessionView for RedisView {
     fn status(&self) -> ViewStatus {
         let (held, bytes) = self.near.size();
         let available = self.servers.are_available();
-        ViewStatus { kind: "redis", available, held, bytes, budget: Some(self.near_cache_bytes) }
+        let in_doubt = !self.doubt.is_over();
+        ViewStatus { kind: "redis", available, in_doubt, held, bytes, budget: Some(self.near_cache_bytes) }
     }
 }
 

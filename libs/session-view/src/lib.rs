@@ -63,6 +63,8 @@ pub struct ViewStatus {
     pub kind: &'static str,
     /// Whether it answers.
     pub available: bool,
+    /// Whether it may lack what was applied to it, and shows nothing until that was applied again ([`SessionView::losses`]).
+    pub in_doubt: bool,
     /// Sessions held in this process, ended ones included.
     pub held: usize,
     /// Estimated bytes they take.

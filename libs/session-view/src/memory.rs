@@ -420,6 +420,7 @@ impl SessionView for MemoryView {
         ViewStatus {
             kind: "memory",
             available: true,
+            in_doubt: false,
             held: self.held.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
             budget: (self.budget.bytes != usize::MAX).then_some(self.budget.bytes),

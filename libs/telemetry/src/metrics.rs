@@ -199,6 +199,27 @@ impl Gauges<'_> {
             })
             .build();
     }
+
+    /// Shows what somebody else counts, for each value of a label: numbers that never go down while the process lives. `_total` is put
+    /// behind the name. Label values must come from a closed set.
+    pub fn counts(
+        &self,
+        name: &'static str,
+        label: &'static str,
+        read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static,
+    ) {
+        let of = self.of.clone();
+        let _lives_in_the_provider = self
+            .meter
+            .u64_observable_counter(name)
+            .with_callback(move |counter| {
+                for (value, number) in read() {
+                    let labels: Vec<KeyValue> = of.iter().cloned().chain([KeyValue::new(label, value)]).collect();
+                    counter.observe(number, &labels);
+                }
+            })
+            .build();
+    }
 }
 
 fn registered<T: Collector + Clone + 'static>(registry: &Registry, metric: T) -> Result<T, MetricsError> {
@@ -224,11 +245,15 @@ mod tests {
         metrics.validated("active");
         metrics.gauges().gauge("audit_log_size", "", || 7.0);
         metrics.gauges().gauges("sink_lag", "", "sink", || vec![("a".to_owned(), 1.0), ("b".to_owned(), 2.0)]);
+        metrics.gauges().counts("reads", "reason", || vec![("stale", 4), ("absent", 0)]);
         let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
         for line in [
             "session_validate_total{result=\"active\"} 1",
             "audit_log_size 7",
             "sink_lag{sink=\"b\"} 2",
+            "# TYPE reads_total counter",
+            "reads_total{reason=\"stale\"} 4",
+            "reads_total{reason=\"absent\"} 0",
             "build_info{version=\"1.2.3\"} 1",
             "http_server_request_duration_seconds_count{",
         ] {

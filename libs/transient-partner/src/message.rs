@@ -2,6 +2,7 @@
 //!
 //! `kind (1) ‖ body`; numbers are big-endian; a state is preceded by its length (4). What is not exactly a question or a reply is none.
 
+use cluster::{Reader, Undecodable};
 use serde::{Deserialize, Serialize};
 use session_model::transient::{Stamp, Stamped};
 use session_model::{Kind, RealmName, Session, SessionId, Slot, Timestamp};
@@ -67,11 +68,6 @@ pub(crate) enum PutReply {
     /// There are too few who could.
     TooFewNodes,
 }
-
-/// The bytes are none of a question, or of a reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the bytes are none of a message between partners")]
-pub(crate) struct Undecodable;
 
 const GET: u8 = 1;
 const PUT: u8 = 2;
@@ -158,27 +154,27 @@ impl Question {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
-        let mut from = Reader(bytes);
+        let mut from = Reader::new(bytes);
         let question = match from.u8()? {
             GET => {
                 let insist = from.flag()?;
-                Self::Get { id: from.id()?, insist }
+                Self::Get { id: from.session()?, insist }
             }
             PUT => {
                 let (insist, again, acknowledged_by, based) = (from.flag()?, from.flag()?, from.u8()?, from.flag()?);
-                let base = Stamp { at: from.time()?, writer: Uuid::from_bytes(*from.array()?) };
-                Self::Put { state: from.state()?, base: based.then_some(base), acknowledged_by, insist, again }
+                let base = Stamp { at: from.time()?, writer: Uuid::from_bytes(from.array()?) };
+                Self::Put { state: state(&mut from)?, base: based.then_some(base), acknowledged_by, insist, again }
             }
             MARK => {
                 let insist = from.flag()?;
-                Self::Mark { id: from.id()?, at: from.time()?, insist }
+                Self::Mark { id: from.session()?, at: from.time()?, insist }
             }
-            HELD => Self::Held(from.id()?),
-            TAKE => Self::Take(from.states()?),
-            TOLD => Self::Told(from.states()?),
+            HELD => Self::Held(from.session()?),
+            TAKE => Self::Take(states(&mut from)?),
+            TOLD => Self::Told(states(&mut from)?),
             COMPARE => {
                 let (digest, mut sums) = (from.u64()?, Vec::new());
-                while !from.0.is_empty() {
+                while !from.is_at_end() {
                     sums.push((from.slot()?, from.u64()?));
                 }
                 Self::Compare { digest, sums }
@@ -223,16 +219,16 @@ impl Reply {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
-        let mut from = Reader(bytes);
+        let mut from = Reader::new(bytes);
         let reply = match from.u8()? {
             NOT_MINE => Self::NotMine,
-            STATE if from.0.is_empty() => Self::State(None),
-            STATE => Self::State(Some(from.state()?)),
+            STATE if from.is_at_end() => Self::State(None),
+            STATE => Self::State(Some(state(&mut from)?)),
             PUT_REPLY => Self::Put(PutReply::of(from.u8()?)?),
             TAKEN => Self::Taken,
             DIFFERING => {
                 let (sent, mut slots) = (from.flag()?, Vec::new());
-                while !from.0.is_empty() {
+                while !from.is_at_end() {
                     slots.push(from.slot()?);
                 }
                 Self::Differing { slots, sent }
@@ -240,7 +236,7 @@ impl Reply {
             OTHER_PLACEMENT => Self::OtherPlacement,
             PAGE => {
                 let (complete, settled, mut sessions) = (from.flag()?, from.flag()?, Vec::new());
-                while !from.0.is_empty() {
+                while !from.is_at_end() {
                     sessions.push(serde_json::from_slice(from.bytes()?).map_err(|_| Undecodable)?);
                 }
                 Self::Page { sessions, complete, settled }
@@ -279,69 +275,16 @@ fn put_state(out: &mut Vec<u8>, state: &Stamped) -> Result<(), serde_json::Error
     Ok(())
 }
 
-struct Reader<'a>(&'a [u8]);
+fn state(from: &mut Reader<'_>) -> Result<Stamped, Undecodable> {
+    Stamped::decode(from.bytes()?).map_err(|_| Undecodable)
+}
 
-impl<'a> Reader<'a> {
-    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Undecodable> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(Undecodable)?;
-        self.0 = rest;
-        Ok(taken)
+fn states(from: &mut Reader<'_>) -> Result<Vec<Stamped>, Undecodable> {
+    let mut states = Vec::new();
+    while !from.is_at_end() {
+        states.push(state(from)?);
     }
-
-    fn u8(&mut self) -> Result<u8, Undecodable> {
-        self.array::<1>().map(|[byte]| *byte)
-    }
-
-    fn u64(&mut self) -> Result<u64, Undecodable> {
-        self.array().map(|bytes| u64::from_be_bytes(*bytes))
-    }
-
-    fn flag(&mut self) -> Result<bool, Undecodable> {
-        match self.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(Undecodable),
-        }
-    }
-
-    fn time(&mut self) -> Result<Timestamp, Undecodable> {
-        self.array().map(|bytes| Timestamp::from_micros(i64::from_be_bytes(*bytes)))
-    }
-
-    fn id(&mut self) -> Result<SessionId, Undecodable> {
-        self.array().map(|bytes| SessionId::new(Uuid::from_bytes(*bytes)))
-    }
-
-    fn slot(&mut self) -> Result<Slot, Undecodable> {
-        Slot::new(u16::from_be_bytes(*self.array()?)).ok_or(Undecodable)
-    }
-
-    fn bytes(&mut self) -> Result<&'a [u8], Undecodable> {
-        let length = u32::from_be_bytes(*self.array()?) as usize;
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(Undecodable)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn rest(&mut self) -> &'a [u8] {
-        std::mem::take(&mut self.0)
-    }
-
-    fn state(&mut self) -> Result<Stamped, Undecodable> {
-        Stamped::decode(self.bytes()?).map_err(|_| Undecodable)
-    }
-
-    fn states(&mut self) -> Result<Vec<Stamped>, Undecodable> {
-        let mut states = Vec::new();
-        while !self.0.is_empty() {
-            states.push(self.state()?);
-        }
-        Ok(states)
-    }
-
-    fn ends<T>(self, read: T) -> Result<T, Undecodable> {
-        if self.0.is_empty() { Ok(read) } else { Err(Undecodable) }
-    }
+    Ok(states)
 }
 
 /// For the fuzzer: whatever the bytes are, they are read or refused, and what is read is written as something that reads alike.

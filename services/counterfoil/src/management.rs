@@ -8,7 +8,7 @@ use std::time::Duration;
 use ::cluster::Cluster;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
-use session_service::{Follower, RebuildState, SessionService};
+use session_service::{Distrust, Follower, RebuildState, SessionService};
 use session_view::SessionView;
 use telemetry::{Gauges, Metrics};
 use tracing::error;
@@ -114,6 +114,10 @@ struct ViewReadiness {
     bytes: usize,
     /// Entries below this index are reflected.
     reflects: u64,
+    /// Why what it holds is not gone by, and sessions are read from the log: `losses`, `incomplete` or `stale`.
+    in_doubt: Option<&'static str>,
+    /// How long ago it reflected the whole log for certain.
+    staleness_seconds: Option<f64>,
     rebuild: &'static str,
     rebuild_seconds: f64,
     rebuild_entries: u64,
@@ -137,6 +141,8 @@ impl ShardHealth {
                 held: status.held,
                 bytes: status.bytes,
                 reflects: reflects.0,
+                in_doubt: self.service.distrust().map(Distrust::name),
+                staleness_seconds: self.service.staleness().map(|staleness| staleness.as_secs_f64()),
                 rebuild: match follower.rebuild {
                     RebuildState::Running => "running",
                     RebuildState::Complete => "complete",
@@ -168,6 +174,15 @@ impl ShardHealth {
         gauge("view_sessions_held", "", |now| now.view.held as f64);
         gauge("view_memory", "By", |now| now.view.bytes as f64);
         gauge("view_entries_behind", "", |now| now.log.size.saturating_sub(now.view.reflects) as f64);
+        let service = Arc::clone(&self.service);
+        gauges.gauges("view_in_doubt", "", "reason", move || {
+            let now = service.distrust();
+            Distrust::ALL.map(|why| (why.name().to_owned(), f64::from(u8::from(now == Some(why))))).into()
+        });
+        let service = Arc::clone(&self.service);
+        gauges.counts("session_reads_from_log", "reason", move || {
+            service.reads_from_log().map(|(why, count)| (why.name(), count)).collect()
+        });
     }
 }
 

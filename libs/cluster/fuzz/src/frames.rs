@@ -14,7 +14,7 @@ static WIRE: LazyLock<Wire> = LazyLock::new(|| Wire::new().expect("OpenSSL"));
 
 fuzz_target!(|input: &[u8]| {
     let Some((what, bytes)) = input.split_first() else { return };
-    match what % 5 {
+    match what % 6 {
         // What an insider could send: a message as it comes out of an authentic frame.
         0 => read(bytes),
         // What anybody could: a frame.
@@ -29,6 +29,8 @@ fuzz_target!(|input: &[u8]| {
         }
         // What an insider could ask as a partner, or answer.
         3 => transient_partner::fuzz(bytes),
+        // What an insider could ask of a session that a log stands behind, answer, or tell of one that none does.
+        5 => session_service::fuzz(bytes),
         // A frame with some bytes of it altered, shortened or prolonged on the way: pairs of where and how.
         _ => {
             let sealed = WIRE.seal(b"a message of some length, so that there is something to alter").expect("OpenSSL");

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use cluster::{Reader, Undecodable};
 use session_model::{Session, SessionId, Timestamp, Tombstone, TreeSize};
-use uuid::Uuid;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,11 +28,6 @@ pub(crate) enum Reply {
     Ended(Arc<Tombstone>),
 }
 
-/// The bytes are none of a question, or of a reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the bytes are none of a message between holders")]
-pub(crate) struct Undecodable;
-
 const GET: u8 = 1;
 const USED: u8 = 2;
 const NOT_HERE: u8 = 65;
@@ -50,15 +45,14 @@ impl Question {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
-        let (kind, rest) = bytes.split_first().ok_or(Undecodable)?;
-        let (id, rest) = rest.split_first_chunk().ok_or(Undecodable)?;
-        let id = SessionId::new(Uuid::from_bytes(*id));
-        let number = u64::from_be_bytes(rest.try_into().map_err(|_| Undecodable)?);
-        match *kind {
-            GET => Ok(Self::Get { id, at_least: TreeSize(number) }),
-            USED => Ok(Self::Used { id, at: Timestamp::from_micros(number.cast_signed()) }),
-            _ => Err(Undecodable),
-        }
+        let mut from = Reader::new(bytes);
+        let (kind, id) = (from.u8()?, from.session()?);
+        let question = match kind {
+            GET => Self::Get { id, at_least: TreeSize(from.u64()?) },
+            USED => Self::Used { id, at: from.time()? },
+            _ => return Err(Undecodable),
+        };
+        from.ends(question)
     }
 }
 
@@ -97,10 +91,24 @@ impl Reply {
     }
 }
 
+/// For the fuzzer: whatever the bytes are, they are read or refused, and what is read is written as something that reads alike.
+#[cfg(feature = "test-util")]
+pub(crate) fn read_any(bytes: &[u8]) {
+    if let Ok(question) = Question::decode(bytes) {
+        assert_eq!(question.encode(), bytes, "there is one way to ask it");
+    }
+    if let Ok(reply) = Reply::decode(bytes) {
+        let written = reply.encode().unwrap_or_default();
+        let again = Reply::decode(&written).ok().and_then(|again| again.encode().ok());
+        assert_eq!(again, Some(written));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use session_view::test_util::{ended, session};
+    use uuid::Uuid;
 
     use super::*;
 

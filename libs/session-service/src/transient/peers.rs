@@ -245,3 +245,18 @@ fn comparison(bytes: &[u8]) -> Option<(u64, [u64; SUMS])> {
     }
     Some((u64::from_be_bytes(*round), sums))
 }
+
+/// For the fuzzer: whatever the bytes are, they are read or refused, and states that are read are written as some that read alike.
+#[cfg(feature = "test-util")]
+pub(crate) fn read_any(bytes: &[u8]) {
+    let _either = comparison(bytes);
+    let mut written = Vec::new();
+    for state in states(bytes) {
+        assert!(put(&mut written, &state), "a state that was read can be written");
+    }
+    let mut again = Vec::new();
+    for state in states(&written) {
+        assert!(put(&mut again, &state));
+    }
+    assert_eq!(written, again);
+}

@@ -10,11 +10,13 @@ use cluster::in_process::{Network, Weather};
 use cluster::{Cluster, ClusterConfig, Incarnation, Presence};
 use sealing::{ClusterKey, LogKey};
 use session_model::{EndReason, Policy, Version};
-use session_service::{Caller, Changed, Follower, ServiceError, SessionService, Unavailable, Validation};
+use session_service::{
+    Caller, Changed, Distrust, Follower, FromLog, ServiceError, SessionService, Unavailable, Validation,
+};
 use session_view::{Budget, MemoryView, SessionView, Viewed};
 use tokio::time::sleep;
 
-use crate::rig::{Hands, caller, new, patch, policy, seeing, service};
+use crate::rig::{Hands, caller, new, patch, policy, reads_from_log, seeing, service};
 
 pub(crate) const STALENESS: Duration = Duration::from_secs(2);
 
@@ -175,12 +177,16 @@ async fn a_node_that_hears_neither_log_nor_peers_fails_closed() {
     two.log.cut(true);
     sleep(Duration::from_secs(30)).await;
     assert!(two.is_active(&caller(), &created).await.unwrap(), "its peer proves that nothing has changed");
+    assert_eq!(two.service.distrust(), None);
 
     site.network.cut(one.life, two.life);
     sleep(STALENESS + Duration::from_millis(600)).await;
     one.service.end(&caller(), created.session.id, logout()).await.unwrap();
     let refused = two.is_active(&caller(), &created).await;
     assert!(matches!(refused, Err(ServiceError::Unavailable(Unavailable::LogRead))), "{refused:?}");
+    let stale = FromLog::Distrusted(Distrust::Stale);
+    assert_eq!((two.service.distrust(), reads_from_log(&two.service, stale)), (Some(Distrust::Stale), 1));
+    assert!(two.service.staleness().is_some_and(|staleness| staleness > STALENESS));
 
     site.network.heal();
     sleep(Duration::from_secs(1)).await;
@@ -190,6 +196,7 @@ async fn a_node_that_hears_neither_log_nor_peers_fails_closed() {
     two.log.cut(false);
     sleep(Duration::from_millis(600)).await;
     assert!(!two.is_active(&caller(), &created).await.unwrap());
+    assert_eq!((two.service.distrust(), reads_from_log(&two.service, stale)), (None, 2));
 }
 
 /// The other direction alone: the node is not heard, so nobody's word to it can be known to be new.
@@ -223,6 +230,8 @@ async fn a_view_that_was_never_whole_is_not_believed() {
     let _applied = late.view.apply(&[Arc::clone(&created.session)]).await.unwrap();
     let refused = late.is_active(&caller(), &created).await;
     assert!(matches!(refused, Err(ServiceError::Unavailable(_))), "{refused:?}");
+    assert_eq!((late.service.distrust(), late.service.staleness()), (Some(Distrust::Incomplete), None));
+    assert_eq!(reads_from_log(&late.service, FromLog::Distrusted(Distrust::Incomplete)), 1);
 }
 
 /// A record of long ago comes again when even the tombstone of its session has been forgotten.

@@ -5,13 +5,13 @@ use std::time::Duration;
 use cluster::Placement;
 use cluster::in_process::Weather;
 use session_model::{Action, EndReason, Leaf, Seconds, SessionId, Slot, Version};
-use session_service::{Changed, Reaper, ServiceError, Validation};
+use session_service::{Changed, FromLog, Reaper, ServiceError, Validation};
 use session_view::{SessionView, Viewed};
 use std::sync::Arc;
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::{Node, Site};
-use crate::rig::{caller, new, patch, policy, seeing};
+use crate::rig::{caller, new, patch, policy, reads_from_log, seeing};
 
 fn site(seed: u64, weather: Weather) -> Site {
     let mut site = Site::new(seed, weather, policy());
@@ -194,6 +194,24 @@ async fn a_share_that_is_not_this_nodes_is_read_from_the_log() {
             assert!(!held || holds(node, created.session.id), "{n}: it has read what it was not told");
         }
     }
+}
+
+/// Between the cut and when it is noticed: those who hold a session do not answer.
+#[tokio::test(start_paused = true)]
+async fn what_no_holder_tells_is_read_from_the_log_and_counted() {
+    let site = site(8, Weather::FAIR);
+    let nodes = three(&site).await;
+    let created = nodes[0].create().await;
+    sleep(MOMENT).await;
+    let other = nodes.iter().find(|node| !holds(node, created.session.id)).unwrap();
+    assert!(is_active(other, &created).await.unwrap());
+    assert_eq!(reads_from_log(&other.service, FromLog::Holders), 0);
+    for holder in nodes.iter().filter(|node| node.life != other.life) {
+        site.network.cut(holder.life, other.life);
+        site.network.cut(other.life, holder.life);
+    }
+    assert!(is_active(other, &created).await.unwrap());
+    assert_eq!(reads_from_log(&other.service, FromLog::Holders), 1);
 }
 
 /// A node that holds a session and one that does not, cut off from everybody: neither answers what may be wrong.

@@ -14,7 +14,7 @@ use session_model::{
     Seconds, SessionId, Timestamp,
 };
 use session_service::{
-    Caller, Changed, Clock, Follower, LogClock, NewSession, Parts, Reaper, ServiceConfig, SessionService,
+    Caller, Changed, Clock, Follower, FromLog, LogClock, NewSession, Parts, Reaper, ServiceConfig, SessionService,
 };
 use session_view::{Budget, MemoryView, SessionView};
 
@@ -94,6 +94,11 @@ pub(crate) fn new(subject: Option<&str>) -> NewSession {
 
 pub(crate) fn patch(json: &str) -> MergePatch {
     MergePatch::parse(json, &Limits::default()).unwrap()
+}
+
+/// How often a service has read a session from the log for this reason.
+pub(crate) fn reads_from_log(service: &SessionService, wanted: FromLog) -> u64 {
+    service.reads_from_log().find(|(why, _)| *why == wanted).unwrap().1
 }
 
 /// A service that does not follow its log yet.

@@ -8,10 +8,10 @@ use async_trait::async_trait;
 use audit_log::MemoryLog;
 use parking_lot::Mutex;
 use session_model::{Action, Session, SessionId, Timestamp, TreeSize, Version};
-use session_service::{RebuildState, Validation};
+use session_service::{Distrust, FromLog, RebuildState, Validation};
 use session_view::{Applied, Budget, Doubt, MemoryView, SessionView, ViewError, ViewStatus, Viewed};
 
-use crate::rig::{Rig, caller, patch, policy};
+use crate::rig::{Rig, caller, patch, policy, reads_from_log};
 
 /// A view that can be taken out of reach, emptied, put back to what it held before, and filled with rubbish.
 struct Frail {
@@ -87,7 +87,7 @@ impl SessionView for Frail {
         self.doubt.restored(losses);
     }
     fn status(&self) -> ViewStatus {
-        self.inner.lock().status()
+        ViewStatus { in_doubt: !self.doubt.is_over(), ..self.inner.lock().status() }
     }
 }
 
@@ -110,6 +110,8 @@ async fn with_the_view_out_of_reach_reads_come_from_the_log_and_writes_go_on() {
     assert!(matches!(worth, Validation::Active(ref session) if session.version == Version(2)), "{worth:?}");
     let ended = rig.service.end(&caller(), id, session_model::EndReason::requested("bye").unwrap()).await.unwrap();
     assert_eq!(ended.session.version, Version(3));
+    // One for each: what was asked for stood nowhere else.
+    assert_eq!(reads_from_log(&rig.service, FromLog::Unavailable), 3);
     // Back in reach the view still shows the old state: the follower mends it.
     view.down.store(false, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -150,11 +152,14 @@ async fn what_a_lagging_replica_lacks_is_read_from_the_log_and_applied_again() {
     replica.set_reflects(reflects).await.unwrap();
     *view.inner.lock() = Arc::clone(&replica);
     view.doubt.lost();
+    assert_eq!(rig.service.distrust(), Some(Distrust::Losses));
 
     let worth = rig.service.validate(&caller(), &created.token.unwrap().expose()).await.unwrap();
     assert!(!matches!(worth, Validation::Active(_)), "the ended session came back: {worth:?}");
+    assert_eq!(reads_from_log(&rig.service, FromLog::Distrusted(Distrust::Losses)), 1);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(view.doubt.is_over(), "the follower has applied again what was lost");
+    assert_eq!(rig.service.distrust(), None);
     let shown = replica.get(id).await.unwrap();
     assert!(matches!(shown, Some(Viewed::Ended(_))), "{shown:?}");
 }
@@ -166,6 +171,7 @@ async fn undecodable_data_is_quarantined_recorded_and_replaced() {
     *view.rubbish.lock() = Some(created.session.id);
     let worth = rig.service.validate(&caller(), &created.token.unwrap().expose()).await.unwrap();
     assert!(matches!(worth, Validation::Active(_)), "{worth:?}");
+    assert_eq!(reads_from_log(&rig.service, FromLog::Undecodable), 1);
     let recorded = rig.leaves().await.into_iter().filter(|leaf| leaf.action == Action::ViewQuarantined).count();
     assert_eq!(recorded, 1);
 }

@@ -92,8 +92,15 @@ fn a_session_moves_and_survives(transport: &str, configure: impl Fn(Home, usize)
     // What operators look at.
     let verbose = again.ask("GET", "/readyz?verbose", &[], None).unwrap().json();
     assert_eq!(verbose["cluster"]["transport"], transport, "{verbose}");
+    assert_eq!(verbose["view"]["in_doubt"], Value::Null, "{verbose}");
+    assert!(verbose["view"]["staleness_seconds"].as_f64().is_some_and(|seconds| seconds < 2.0), "{verbose}");
     let metrics = again.ask("GET", "/metrics", &[], None).unwrap().text;
-    assert!(metrics.contains("cluster_members_up 3"), "{metrics}");
+    let shown = [
+        "cluster_members_up 3",
+        "view_in_doubt{reason=\"stale\"} 0",
+        "session_reads_from_log_total{reason=\"stale\"} 0",
+    ];
+    assert!(shown.iter().all(|line| metrics.contains(line)), "{metrics}");
     let (code, said) =
         homes[0].run(&["cluster", "status", "--address", again.management.trim_start_matches("http://")]);
     assert!(code == Some(0) && said.contains("3 up of 3") && said.contains("node-2"), "{said}");

@@ -340,8 +340,21 @@ fn one_log_out_of_reach_does_not_stop_the_other() {
     assert_eq!(program.ask("GET", "/readyz", &[], None).unwrap().text, "ok; down: bank\n");
     let metrics = program.ask("GET", "/metrics", &[], None).unwrap().text;
     assert!(metrics.contains("audit_log_up{shard=\"bank\"} 0"), "{metrics}");
+    // Nobody tells the node of that log any more: it does not go by what it holds of it.
+    until(|| ready().json()["shards"]["bank"]["view"]["in_doubt"] == "stale", "it is said what is not gone by");
+    let worth = json!({"token": kept["token"]});
+    assert_eq!(program.json(&payments.application, "POST", "/v1/sessions/validate", Some(worth)).status, 503);
+    let metrics = program.ask("GET", "/metrics", &[], None).unwrap().text;
+    for line in [
+        "view_in_doubt{reason=\"stale\",shard=\"bank\"} 1",
+        "view_in_doubt{reason=\"stale\",shard=\"first\"} 0",
+        "session_reads_from_log_total{reason=\"stale\",shard=\"bank\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
     allow(&url, true);
     until(|| ready().json()["shards"]["bank"]["ready"] == true, "it comes back by itself");
+    until(|| ready().json()["shards"]["bank"]["view"]["in_doubt"].is_null(), "what it holds is gone by again");
     begin(&program, &payments.application, "eve");
     let worth = json!({"token": kept["token"]});
     let worth = program.json(&payments.application, "POST", "/v1/sessions/validate", Some(worth)).json();
