@@ -25,8 +25,9 @@ use crate::{connection, opening};
 
 /// Between two looks at an address that rests: what a name stands for may have changed.
 const REST: Duration = Duration::from_secs(5);
-/// Between two attempts at an address to which there seems to be no link: the routes of a machine can be such that this cannot be told.
-const BLIND: Duration = Duration::from_secs(30);
+/// Between two attempts at an address to which there seems to be no link: the routes of a machine can be such that this cannot be told. Each
+/// spoils the next three seconds, in which a link that is back would be waited for, so they are few.
+const BLIND: Duration = Duration::from_secs(300);
 /// A name is found within so long.
 const RESOLVING: Duration = Duration::from_secs(2);
 /// Addresses of one name.
