@@ -18,6 +18,7 @@
 mod config;
 mod connection;
 mod gate;
+mod link;
 mod mesh;
 mod opening;
 mod queue;

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_openssl::SslStream;
 
+use crate::link;
 use crate::mesh::Mesh;
 use crate::resolve::as_seen;
 use crate::roster::{Link, Place};
@@ -47,6 +48,8 @@ pub(crate) struct Opened {
 pub(crate) enum Failure {
     #[error("nobody answers")]
     Unanswered,
+    #[error("the link to it is down here")]
+    NoLink,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error("it ends the connection and has said nothing")]
@@ -74,7 +77,7 @@ impl Failure {
     /// Whether there was no way, rather than somebody who does not want to: that can be over any moment.
     pub(crate) fn is_silence(&self) -> bool {
         match self {
-            Self::Unanswered | Self::Slow => true,
+            Self::Unanswered | Self::NoLink | Self::Slow => true,
             Self::Io(failure) => matches!(
                 failure.kind(),
                 io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::TimedOut
@@ -84,8 +87,11 @@ impl Failure {
     }
 }
 
-/// Connects to a host at one of its addresses.
-pub(crate) async fn dial(mesh: &Mesh, host: &str, remote: SocketAddr) -> Result<Opened, Failure> {
+/// Connects to a host at one of its addresses. Unless `blindly` it waits for the link, as long as for an answer.
+pub(crate) async fn dial(mesh: &Mesh, host: &str, remote: SocketAddr, blindly: bool) -> Result<Opened, Failure> {
+    if !blindly {
+        timeout(CONNECTING, link::there(remote)).await.map_err(|_| Failure::NoLink)?;
+    }
     let stream = timeout(CONNECTING, connect(remote)).await.map_err(|_| Failure::Unanswered)??;
     timeout(GREETING, greet(mesh, stream, Some(host))).await.map_err(|_| Failure::Slow)?
 }

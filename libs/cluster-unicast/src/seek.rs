@@ -1,7 +1,8 @@
 //! Who is dialed: the peers of the configuration, and nodes that others tell of.
 //!
 //! An address rests while the node that was met there is connected, whoever dialed. Else it is tried again: at once when a connection ends;
-//! then soon, where nobody answers, because a cut may be over at any moment; and less and less often where somebody refuses.
+//! then soon, where nobody answers, because a cut may be over at any moment; and less and less often where somebody refuses. While the link to it is
+//! down here nothing is sent (`link.rs`), and it is dialed as soon as that is back.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -24,6 +25,9 @@ use crate::{connection, opening};
 
 /// Between two looks at an address that rests: what a name stands for may have changed.
 const REST: Duration = Duration::from_secs(5);
+/// Between two attempts at an address to which there seems to be no link: the routes of a machine can be such that this cannot be told. Each
+/// spoils the next three seconds, in which a link that is back would be waited for, so they are few.
+const BLIND: Duration = Duration::from_secs(300);
 /// A name is found within so long.
 const RESOLVING: Duration = Duration::from_secs(2);
 /// Addresses of one name.
@@ -92,6 +96,8 @@ struct Target {
     node: Option<Incarnation>,
     trying: bool,
     due: Instant,
+    /// From when on it is dialed even if there seems to be no link.
+    blind: Instant,
     backoff: Backoff,
     /// Why nobody was reached there; empty while it rests.
     failures: Vec<String>,
@@ -113,6 +119,13 @@ impl Met {
         }
         self.nodes.insert(at, who);
     }
+}
+
+/// An attempt that is to be made.
+struct Due {
+    address: String,
+    node: Option<Incarnation>,
+    blindly: bool,
 }
 
 /// What came of trying an address.
@@ -139,8 +152,8 @@ pub(crate) async fn seek(mesh: Arc<Mesh>) {
     loop {
         let now = Instant::now();
         seeker.know_targets(now);
-        for (address, node) in seeker.due(now) {
-            attempts.spawn(attempt(Arc::clone(&seeker.mesh), Arc::clone(&seeker.met), address, node));
+        for Due { address, node, blindly } in seeker.due(now) {
+            attempts.spawn(attempt(Arc::clone(&seeker.mesh), Arc::clone(&seeker.met), address, node, blindly));
         }
         *seeker.mesh.unreached.lock() = seeker.describe();
         let waiting = seeker.targets.values().filter(|target| !target.trying);
@@ -176,14 +189,14 @@ impl Seeker {
             let target = targets.entry(address).or_insert_with(|| {
                 *numbered += 1;
                 let backoff = Backoff::new(mesh.incarnation, *numbered);
-                Target { configured: false, node, trying: false, due: now, backoff, failures: Vec::new() }
+                Target { configured: false, node, trying: false, due: now, blind: now, backoff, failures: Vec::new() }
             });
             (target.configured, target.node) = (node.is_none(), node);
         }
     }
 
     /// What is to be tried now.
-    fn due(&mut self, now: Instant) -> Vec<(String, Option<Incarnation>)> {
+    fn due(&mut self, now: Instant) -> Vec<Due> {
         let (mesh, epoch) = (&self.mesh, self.mesh.epoch());
         let mut due = Vec::new();
         for (address, target) in self.targets.iter_mut().filter(|(_, target)| !target.trying && target.due <= now) {
@@ -191,7 +204,11 @@ impl Seeker {
                 target.rest(now);
             } else {
                 target.trying = true;
-                due.push((address.clone(), target.node));
+                let blindly = target.blind <= now;
+                if blindly {
+                    target.blind = now + BLIND;
+                }
+                due.push(Due { address: address.clone(), node: target.node, blindly });
             }
         }
         due
@@ -242,12 +259,18 @@ impl Target {
     fn rest(&mut self, now: Instant) {
         self.failures.clear();
         self.backoff.begin_anew();
-        self.due = now + REST;
+        (self.due, self.blind) = (now + REST, now + BLIND);
     }
 }
 
 /// Dials every address of a peer at which nobody was met who is connected.
-async fn attempt(mesh: Arc<Mesh>, met: Arc<Mutex<Met>>, address: String, node: Option<Incarnation>) -> Outcome {
+async fn attempt(
+    mesh: Arc<Mesh>,
+    met: Arc<Mutex<Met>>,
+    address: String,
+    node: Option<Incarnation>,
+    blindly: bool,
+) -> Outcome {
     let mut outcome = Outcome { address, failures: Vec::new(), refused: false, displaced: false };
     let resolved = timeout(RESOLVING, mesh.resolver.resolve(&outcome.address)).await;
     let resolved = resolved.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")));
@@ -274,7 +297,7 @@ async fn attempt(mesh: Arc<Mesh>, met: Arc<Mutex<Met>>, address: String, node: O
         let connected = met.nodes.get(at).is_some_and(|who| *who == mesh.incarnation || mesh.roster.has(*who, epoch));
         !connected && !is_own(*at, &mesh.listening) && met.dialing.insert(*at)
     });
-    let dials = missing.map(|at| dial(&mesh, &met, host, at));
+    let dials = missing.map(|at| dial(&mesh, &met, host, at, blindly));
     for (at, dialed) in join_all(dials).await {
         match dialed {
             Ok(who) => outcome.displaced |= node.is_some_and(|node| node != who),
@@ -293,8 +316,9 @@ async fn dial(
     met: &Mutex<Met>,
     host: &str,
     at: SocketAddr,
+    blindly: bool,
 ) -> (SocketAddr, Result<Incarnation, Failure>) {
-    let dialed = opening::dial(mesh, host, at).await;
+    let dialed = opening::dial(mesh, host, at, blindly).await;
     let mut met = met.lock();
     met.dialing.remove(&at);
     let who = match dialed {

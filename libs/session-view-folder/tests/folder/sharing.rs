@@ -118,14 +118,16 @@ async fn a_node_that_has_just_come_is_in_doubt_and_so_is_one_whose_folder_was_re
     let other = FolderView::open(config(folder.path())).await.unwrap();
     assert!(matches!(other.get(id(1)).await, Err(ViewError::Unavailable(_))));
     assert!(other.held(id(1)).await.unwrap().is_some() && other.peek(id(1)).is_none());
+    assert!(other.status().in_doubt);
     other.restored(other.losses());
-    assert_eq!(shown(&other, 1).await, Some(1));
+    assert_eq!((shown(&other, 1).await, other.status().in_doubt), (Some(1), false));
 
     let (ours, away) = (folder.path().join(NAMESPACE), folder.path().join("away"));
     std::fs::rename(&ours, &away).unwrap();
     let before = other.losses();
     within(Duration::from_secs(10), "it is opened anew", async || other.losses() > before).await;
     assert!(matches!(other.get(id(1)).await, Err(ViewError::Unavailable(_))) && other.peek(id(1)).is_none());
+    assert!(other.status().in_doubt);
     assert_eq!(one.reflects().await.unwrap().0, 0, "the new one claims nothing");
     other.restored(other.losses());
     assert!(other.get(id(1)).await.unwrap().is_none());

@@ -60,7 +60,9 @@ async fn killed_and_started_again() {
         server.start_again().await;
         within(RECOVERY, "that it was restarted is noticed", async || view.losses() > losses).await;
         assert!(matches!(view.get(id(1)).await, Err(ViewError::Unavailable(_))), "in doubt");
+        assert!(view.status().in_doubt);
         recovers(&view).await;
+        assert!(!view.status().in_doubt);
         assert!(view.get(id(1)).await.unwrap().is_none(), "it holds nothing: the caller rebuilds");
         // Its script cache is empty too.
         applied(&view, session(1, 5)).await;

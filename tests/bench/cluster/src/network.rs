@@ -1,6 +1,18 @@
-//! Three machines on one switch: network namespaces, or loopback where this may not make them.
+//! Three machines on two switches: network namespaces, or loopback where this may not make them.
 
 use std::process::Command;
+
+/// Where a node is cut off.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Cut {
+    /// Its own cable is pulled: its interface has no carrier.
+    Cable,
+    /// That between the switches is: its interface sees nothing of it.
+    Beyond,
+}
+
+/// The node that is cut off, at the second switch.
+const CUT_OFF: u8 = 3;
 
 /// The network of a measurement; taken down when dropped.
 pub(crate) struct Network {
@@ -30,15 +42,20 @@ impl Network {
         let name = format!("cfb{}-", std::process::id());
         let network = Self { name: Some(name.clone()) };
         let made = run(&format!("ip netns add {name}0"))
-            && run(&format!("ip -n {name}0 link add br0 type bridge"))
-            && run(&format!("ip -n {name}0 link set br0 up"))
+            && run(&format!("ip -n {name}0 link add trunk0 type veth peer name trunk1"))
+            && (0..=1).all(|switch| {
+                run(&format!("ip -n {name}0 link add br{switch} type bridge"))
+                    && run(&format!("ip -n {name}0 link set br{switch} up"))
+                    && run(&format!("ip -n {name}0 link set trunk{switch} master br{switch}"))
+                    && run(&format!("ip -n {name}0 link set trunk{switch} up"))
+            })
             && (1..=3).all(|n| {
                 run(&format!("ip netns add {name}{n}"))
                     && run(&format!("ip -n {name}{n} link set lo up"))
                     && run(&format!("ip -n {name}{n} link add eth0 type veth peer name port{n} netns {name}0"))
                     && run(&format!("ip -n {name}{n} address add 10.99.0.{n}/24 dev eth0"))
                     && run(&format!("ip -n {name}{n} link set eth0 up"))
-                    && run(&format!("ip -n {name}0 link set port{n} master br0"))
+                    && run(&format!("ip -n {name}0 link set port{n} master br{}", u8::from(n == CUT_OFF)))
                     && run(&format!("ip -n {name}0 link set port{n} up"))
             });
         if made {
@@ -83,10 +100,22 @@ impl Network {
         }
     }
 
-    /// Cuts a node off, or puts it back.
-    pub(crate) fn cut(&self, n: u8, is_cut: bool) -> bool {
+    /// Cuts off the node that has a switch for itself, or puts it back.
+    pub(crate) fn cut(&self, how: Cut, is_cut: bool) -> bool {
         let Some(name) = &self.name else { return false };
-        run(&format!("ip -n {name}0 link set port{n} {}", if is_cut { "down" } else { "up" }))
+        let link = match how {
+            Cut::Cable => format!("port{CUT_OFF}"),
+            Cut::Beyond => "trunk0".to_owned(),
+        };
+        run(&format!("ip -n {name}0 link set {link} {}", if is_cut { "down" } else { "up" }))
+    }
+
+    /// Has every node ask again for a hardware address after so long.
+    pub(crate) fn ask_again_after(&self, milliseconds: u32) -> bool {
+        let Some(name) = &self.name else { return false };
+        (1..=3).all(|n| {
+            run(&format!("ip netns exec {name}{n} sysctl -qw net.ipv4.neigh.eth0.retrans_time_ms={milliseconds}"))
+        })
     }
 }
 

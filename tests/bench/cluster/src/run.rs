@@ -17,7 +17,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::sleep;
 
 use crate::Which;
-use crate::network::Network;
+use crate::network::{Cut, Network};
 use crate::node::{Report, now};
 
 #[derive(clap::Args)]
@@ -35,6 +35,19 @@ pub(crate) struct Run {
     /// Seconds that a node is cut off.
     #[arg(long, value_delimiter = ',', default_values_t = [5, 15])]
     cuts: Vec<u64>,
+    /// Where it is cut off: its own cable, or further away.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Cut::Cable, Cut::Beyond])]
+    how: Vec<Cut>,
+    /// How often each cut is measured.
+    #[arg(long, default_value_t = 1)]
+    times: u32,
+    /// Milliseconds after which a machine asks again for a hardware address that nobody told (`net.ipv4.neigh.*.retrans_time_ms`); the system's
+    /// own, a second, if absent.
+    #[arg(long)]
+    ask_again_ms: Option<u32>,
+    /// Measures the cuts alone.
+    #[arg(long)]
+    only_cuts: bool,
 }
 
 /// A node's process, as seen from here.
@@ -102,6 +115,9 @@ impl Run {
         let folder = tempfile::tempdir().unwrap();
         certificates(folder.path());
         let network = Network::new();
+        if let Some(milliseconds) = self.ask_again_ms {
+            assert!(network.ask_again_after(milliseconds), "it cannot be set here");
+        }
         let mut nodes = Vec::new();
         for n in 1..=3 {
             nodes.push(self.start(&network, folder.path(), n).await);
@@ -111,16 +127,23 @@ impl Run {
             node.moment("up 2").await;
         }
 
-        self.rate("nothing lost on the way", sender, [&mut *healthy, &mut *third]).await;
+        if !self.only_cuts {
+            self.rate("nothing lost on the way", sender, [&mut *healthy, &mut *third]).await;
+        }
         if network.is_own() {
-            if network.lose(self.loss) {
+            if !self.only_cuts && network.lose(self.loss) {
                 self.rate(&format!("{} of packets lost at each node", self.loss), sender, [&mut *healthy, &mut *third])
                     .await;
             }
             network.lose_nothing();
             for cut in &self.cuts {
-                self.cut(&network, *cut, sender, [&mut *healthy, &mut *third]).await;
+                for how in self.how.iter().flat_map(|how| std::iter::repeat_n(*how, self.times as usize)) {
+                    self.cut(&network, *cut, how, sender, [&mut *healthy, &mut *third]).await;
+                }
             }
+        }
+        if self.only_cuts {
+            return;
         }
 
         sender.ask("hold 10000").await;
@@ -134,10 +157,10 @@ impl Run {
         if network.is_own() {
             third.moment("up 2").await;
             let silent = now();
-            network.cut(3, true);
+            network.cut(Cut::Cable, true);
             let seen = sender.moment("gone n3").await;
             println!("silent death seen after {:.1} ms", (seen - silent) as f64 / 1_000.0);
-            network.cut(3, false);
+            network.cut(Cut::Cable, false);
             let back = sender.moment("up 2").await;
             println!("back {:.1} ms after it was connected again", (back - seen) as f64 / 1_000.0);
         }
@@ -173,25 +196,29 @@ impl Run {
     }
 
     /// The third node is cut off for a while.
-    async fn cut(&self, network: &Network, seconds: u64, sender: &mut Process, receivers: [&mut Process; 2]) {
+    async fn cut(&self, network: &Network, seconds: u64, how: Cut, sender: &mut Process, receivers: [&mut Process; 2]) {
         let [healthy, third] = receivers;
         for node in [&mut *healthy, &mut *third] {
             node.ask("reset").await;
         }
         sender.say(&format!("send 2000 {}", (seconds + 10) * 1_000)).await;
         sleep(Duration::from_secs(2)).await;
-        assert!(network.cut(3, true));
+        assert!(network.cut(how, true));
         sleep(Duration::from_secs(seconds)).await;
-        assert!(network.cut(3, false));
+        assert!(network.cut(how, false));
         let healed = now();
         let sent = sender.answer().await;
         let sent = sent.split(' ').next().unwrap();
         sleep(Duration::from_secs(1)).await;
         let (well, back) = (healthy.report(0).await, third.report(healed).await);
         println!(
-            "cut of {seconds} s at 2,000/s: healthy node's longest silence {:.1} ms (got {} of {sent}); the other heard again {:?} ms after \
+            "cut of {seconds} s{} at 2,000/s: healthy node's longest silence {:.1} ms (got {} of {sent}); the other heard again {:?} ms after \
              the cut, and got {}",
-            well.silence_ms, well.records, back.resumed_ms, back.records
+            if how == Cut::Cable { "" } else { " with the cable in" },
+            well.silence_ms,
+            well.records,
+            back.resumed_ms,
+            back.records
         );
         for node in [&mut *sender, &mut *healthy, &mut *third] {
             node.moment("up 2").await;
