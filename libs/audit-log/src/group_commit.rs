@@ -91,7 +91,7 @@ impl Default for GroupCommitConfig {
 ///
 /// As long as nobody else appends, a batch is made for the head that the last one left, and appending it is all that is asked of the log. Once others
 /// were found to have moved the head, a batch waits for its [`Turn`], and is made in it of all that waits by then: so N busy writers commit one after the other, and
-/// none is beaten to the head again and again. Whoever finds the head where he left it does without a turn the next time.
+/// none is beaten to the head again and again. Who has found the head where he left it for some batches does without a turn again.
 #[derive(Debug)]
 pub struct GroupCommit<S: CommitSink> {
     queue: Mutex<Option<mpsc::Sender<Queued<S::Ticket>>>>,
@@ -156,7 +156,7 @@ impl<S: CommitSink> GroupCommit<S> {
             config,
             done,
             head: None,
-            rivals: false,
+            wary: 0,
             available: Arc::clone(&available),
             rivalry: Arc::clone(&rivalry),
         };
@@ -228,6 +228,10 @@ async fn hand_over<S: CommitSink>(sink: Arc<S>, mut committed: mpsc::Receiver<Ve
 /// How long a log that did not take a batch is left alone, unless somebody asks.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How many turns in a row find the head where we left it before a batch does without one. After a single one two busy writers would lose every second attempt;
+/// and who has the log to himself again pays two round trips more for that many batches, once.
+const WARY: u32 = 8;
+
 /// No turn was had: nothing was done, and nothing is held.
 struct NoTurn;
 
@@ -249,8 +253,8 @@ struct Appender<S: CommitSink> {
     done: mpsc::Sender<Vec<Committed<S::Ticket>>>,
     /// Where we believe the log ends; `None` after anything that leaves it in doubt.
     head: Option<LogHead>,
-    /// Whether others had moved the head when we last asked for it.
-    rivals: bool,
+    /// How many batches more wait for their turn, unless others move the head again.
+    wary: u32,
     available: Arc<AtomicBool>,
     rivalry: Arc<Rivalry>,
 }
@@ -285,7 +289,7 @@ impl<S: CommitSink> Appender<S> {
         let log = Arc::clone(&self.log);
         let mut turn: Option<Box<dyn Turn + '_>> = None;
         while !entries.is_empty() {
-            if self.rivals && turn.is_none() {
+            if self.wary > 0 && turn.is_none() {
                 turn = match self.turn(&*log, deadline).await {
                     Ok(turn) => turn,
                     Err(NoTurn) => return self.give_up(tickets),
@@ -340,7 +344,7 @@ impl<S: CommitSink> Appender<S> {
                 Appended::Moved(head) => {
                     // One that was not done, and is found so, is told the same; but nobody was in its way.
                     if head.size() != batch.expected {
-                        self.rivals = true;
+                        self.wary = WARY;
                         self.rivalry.lost.fetch_add(1, Ordering::Relaxed);
                     }
                     self.sink.head(&head);
@@ -367,14 +371,15 @@ impl<S: CommitSink> Appender<S> {
         match timeout_at(deadline, log.turn()).await {
             Ok(Ok(Some(turn))) => {
                 let head = turn.head().clone();
-                self.rivals = self.head.as_ref().is_none_or(|known| known.size() != head.size());
+                let ours = self.head.as_ref().is_some_and(|known| known.size() == head.size());
+                self.wary = if ours { self.wary.saturating_sub(1) } else { WARY };
                 self.rivalry.turns.fetch_add(1, Ordering::Relaxed);
                 self.sink.head(&head);
                 self.head = Some(head);
                 Ok(Some(turn))
             }
             Ok(Ok(None)) => {
-                self.rivals = false;
+                self.wary = 0;
                 Ok(None)
             }
             Ok(Err(failure)) => {

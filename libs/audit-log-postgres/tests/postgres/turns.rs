@@ -281,7 +281,7 @@ async fn rivals_take_turns() {
     let database = Database::new().await;
     for (lost, turns) in race(&database, 3, 300).await {
         assert!(turns > 10, "{turns} turns: they did not meet");
-        assert!(lost <= turns / 2, "{lost} lost of {turns}");
+        assert!(lost <= turns / 4, "{lost} lost of {turns}");
     }
 }
 
@@ -307,13 +307,14 @@ async fn a_writer_without_rivals_makes_one_round_trip() {
     }
     assert_eq!(line.requests.load(Ordering::SeqCst) - before, 20);
 
-    // Beaten once, it takes one turn (BEGIN, append, COMMIT), and then goes on as before.
+    // Beaten once, it takes eight turns (BEGIN, append, COMMIT), and then goes on as before.
     append_beside(&database.open().await, 1_000).await;
     let before = line.requests.load(Ordering::SeqCst);
-    append(21).await;
-    append(22).await;
-    assert_eq!(line.requests.load(Ordering::SeqCst) - before, 1 + 3 + 1);
-    assert_eq!((group.lost(), group.turns()), (1, 1));
+    for number in 21..=40 {
+        append(number).await;
+    }
+    assert_eq!((group.lost(), group.turns()), (1, 8));
+    assert_eq!(line.requests.load(Ordering::SeqCst) - before, 1 + 3 * 8 + 12);
     group.close().await;
 }
 
