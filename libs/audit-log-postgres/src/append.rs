@@ -1,4 +1,4 @@
-//! Writing: one round trip for a batch.
+//! Writing: one round trip for a batch, as long as nobody else writes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -6,17 +6,19 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 use audit_log::{
     AppendError, Appended, Batch, Known, LogHead, LogWriter, Prune, ReadError, Rewrap, SealedEntry, SubjectChange,
-    encode_leaves, encode_sealed, refusals,
+    Turn, encode_leaves, encode_sealed, refusals,
 };
 use merkle_log::Frontier;
 use session_model::{Digest, KeyId, SessionId, Timestamp, TreeSize};
 use sqlx::postgres::{PgDatabaseError, PgRow, PgSeverity};
 use sqlx::{PgConnection, Row};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::PostgresLog;
 use crate::changes::{Asked, Changes};
 use crate::open::{NO_STANDBY, signed, unavailable, unsigned};
+use crate::turn::PostgresTurn;
 
 pub(crate) const APPEND: &str = "SELECT * FROM counterfoil.append(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
@@ -48,29 +50,20 @@ impl LogWriter for PostgresLog {
             return Err(AppendError::NotDone(NO_STANDBY.into()));
         }
         let mut connection = self.take_writer().await.map_err(|error| AppendError::NotDone(error.into()))?;
-        for _ in 0..ATTEMPTS {
-            // Whatever goes wrong, the connection is not used again.
-            let answered = match tokio::time::timeout(self.answer_timeout, self.call(&mut connection, batch)).await {
-                Ok(answered) => answered.map_err(failed)?,
-                Err(elapsed) => return Err(AppendError::Unknown(elapsed.into())),
-            };
-            let appended = match answered {
-                Answered::Committed => Appended::Committed,
-                Answered::Moved(head) => Appended::Moved(head),
-                Answered::Fenced => continue,
-                Answered::Refused(mut known) => {
-                    known.held = self.held(batch).await.map_err(|failure| AppendError::NotDone(failure.into()))?;
-                    match refusals(&known, batch) {
-                        // What stood against it was forgotten between two statements.
-                        refused if refused.is_empty() => continue,
-                        refused => Appended::Refused(refused),
-                    }
-                }
-            };
-            self.put_back(connection);
-            return Ok(appended);
+        // Whatever goes wrong, the connection is not used again.
+        let appended = self.ask(&mut connection, batch).await?;
+        self.put_back(connection);
+        Ok(appended)
+    }
+
+    async fn turn(&self) -> Result<Option<Box<dyn Turn + '_>>, ReadError> {
+        if !self.has_turns.load(Ordering::Relaxed) {
+            return Ok(None);
         }
-        Err(AppendError::NotDone("other writers were in the way each time".into()))
+        if self.lacks_standby.load(Ordering::Relaxed) {
+            return Err(ReadError::Unavailable(NO_STANDBY.into()));
+        }
+        Ok(Some(Box::new(PostgresTurn::take(self).await.map_err(unavailable)?)))
     }
 
     async fn resolve(&self, batch: &Batch) -> Result<bool, ReadError> {
@@ -125,6 +118,7 @@ impl LogWriter for PostgresLog {
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {
         self.look_for_standby().await.map_err(unavailable)?;
+        self.look_for_turns().await.map_err(unavailable)?;
         let query = sqlx::query("SELECT counterfoil.prepare($1, $2)").bind(signed(size.0)).bind(now.as_micros());
         query.execute(&self.readers).await.map(drop).map_err(unavailable)
     }
@@ -142,12 +136,23 @@ pub(crate) fn newer(failure: sqlx::Error) -> ReadError {
 
 /// An ERROR of the server's rolls back, and only then is it reported. A FATAL or PANIC ends its process, perhaps between the
 /// commit and the answer; and if it is not the server who speaks, nobody knows.
-fn failed(error: sqlx::Error) -> AppendError {
-    let reported = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    match reported.map(PgDatabaseError::severity) {
-        Some(PgSeverity::Fatal | PgSeverity::Panic) | None => AppendError::Unknown(error.into()),
-        Some(_) => AppendError::NotDone(error.into()),
+pub(crate) fn failed(error: sqlx::Error) -> AppendError {
+    if severity(&error).is_none_or(ends_session) {
+        AppendError::Unknown(error.into())
+    } else {
+        AppendError::NotDone(error.into())
     }
+}
+
+/// How bad the server says it is; `None` if it is not the server who speaks.
+pub(crate) fn severity(error: &sqlx::Error) -> Option<PgSeverity> {
+    let reported = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    reported.map(PgDatabaseError::severity)
+}
+
+/// Whether the server ends the session with this.
+pub(crate) const fn ends_session(severity: PgSeverity) -> bool {
+    matches!(severity, PgSeverity::Fatal | PgSeverity::Panic)
 }
 
 fn leaves(batch: &Batch) -> Vec<u8> {
@@ -161,21 +166,30 @@ fn parts(batch: &Batch) -> Option<Vec<u8>> {
 }
 
 impl PostgresLog {
-    /// Which of the keys that a batch would destroy are under legal hold.
-    async fn held(&self, batch: &Batch) -> Result<HashSet<KeyId>, sqlx::Error> {
-        let erased = batch.entries.iter().filter_map(|entry| match entry.claims.subject {
-            Some(SubjectChange::Erased(key)) => Some(key.uuid()),
-            Some(SubjectChange::Held(..)) | None => None,
-        });
-        let erased: Vec<Uuid> = erased.collect();
-        if erased.is_empty() {
-            return Ok(HashSet::new());
+    /// Appends on this connection, which is not to be used any more after a failure.
+    pub(crate) async fn ask(&self, connection: &mut PgConnection, batch: &Batch) -> Result<Appended, AppendError> {
+        for _ in 0..ATTEMPTS {
+            let answered = match timeout(self.answer_timeout, self.call(connection, batch)).await {
+                Ok(answered) => answered.map_err(failed)?,
+                Err(elapsed) => return Err(AppendError::Unknown(elapsed.into())),
+            };
+            match answered {
+                Answered::Committed => return Ok(Appended::Committed),
+                Answered::Moved(head) => return Ok(Appended::Moved(head)),
+                Answered::Fenced => {}
+                Answered::Refused(mut known) => {
+                    let held = timeout(self.answer_timeout, held(connection, batch)).await;
+                    let held = held.map_err(|elapsed| AppendError::NotDone(elapsed.into()))?;
+                    known.held = held.map_err(|failure| AppendError::NotDone(failure.into()))?;
+                    let refused = refusals(&known, batch);
+                    // If there is none, what stood against it was forgotten between two statements.
+                    if !refused.is_empty() {
+                        return Ok(Appended::Refused(refused));
+                    }
+                }
+            }
         }
-        let held: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM counterfoil.data_key WHERE id = ANY ($1) AND held")
-            .bind(erased)
-            .fetch_all(&self.readers)
-            .await?;
-        Ok(held.into_iter().map(KeyId::new).collect())
+        Err(AppendError::NotDone("other writers were in the way each time".into()))
     }
 
     async fn call(&self, connection: &mut PgConnection, batch: &Batch) -> Result<Answered, sqlx::Error> {
@@ -248,13 +262,31 @@ impl PostgresLog {
     }
 }
 
+/// Which of the keys that a batch would destroy are under legal hold.
+async fn held(connection: &mut PgConnection, batch: &Batch) -> Result<HashSet<KeyId>, sqlx::Error> {
+    let erased = batch.entries.iter().filter_map(|entry| match entry.claims.subject {
+        Some(SubjectChange::Erased(key)) => Some(key.uuid()),
+        Some(SubjectChange::Held(..)) | None => None,
+    });
+    let erased: Vec<Uuid> = erased.collect();
+    if erased.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let held: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM counterfoil.data_key WHERE id = ANY ($1) AND held")
+        .bind(erased)
+        .fetch_all(connection)
+        .await?;
+    Ok(held.into_iter().map(KeyId::new).collect())
+}
+
 fn odd(what: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::Decode(Cause::from(format!("counterfoil.append answered {what}")))
 }
 
-fn head(row: &PgRow) -> Result<LogHead, sqlx::Error> {
+pub(crate) fn head(row: &PgRow) -> Result<LogHead, sqlx::Error> {
     let size = TreeSize(unsigned(row.try_get("size")?).map_err(odd)?);
-    let frontier = Frontier::from_bytes(size, row.try_get("frontier")?).map_err(odd)?;
+    let frontier: Vec<u8> = row.try_get("frontier")?;
+    let frontier = Frontier::from_bytes(size, &frontier).map_err(odd)?;
     let time = Timestamp::from_micros(row.try_get("time_us")?);
     Ok(LogHead { frontier, time, checkpoint: row.try_get("checkpoint")? })
 }

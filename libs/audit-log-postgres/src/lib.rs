@@ -2,7 +2,7 @@
 //!
 //! The service's role may read, and execute a handful of `SECURITY DEFINER` functions; that is all it may do. An append is one
 //! round trip to one of them, `counterfoil.append`, which locks the head row, weighs every claim, and stores the batch or
-//! nothing. `migrations/postgres` has the schema and the reasons for it.
+//! nothing. A writer who finds that others append too waits for the head first (`turn`). `migrations/postgres` has the schema and the reasons for it.
 //!
 //! Start with [`PostgresLog::connect`].
 
@@ -15,6 +15,7 @@ mod open;
 mod postings;
 mod read;
 mod readers;
+mod turn;
 
 pub use nonces::PostgresNonces;
 pub use open::{OpenError, PostgresConfig, PostgresLog, migrate};

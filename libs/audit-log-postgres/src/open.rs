@@ -98,6 +98,8 @@ pub struct PostgresLog {
     require_standby: bool,
     /// Whether it was found without the standby that is required: then nothing is appended.
     pub(crate) lacks_standby: AtomicBool,
+    /// Whether the schema has turns: one from before has not, and may be brought up to date while we run.
+    pub(crate) has_turns: AtomicBool,
 }
 
 /// What is said where a standby is required and none is named.
@@ -149,7 +151,7 @@ impl PostgresLog {
             .map(AtomicI64::new)?;
         // A little longer than the server works on a statement: most often it says itself why it gave up.
         let readers = Readers::new(readers, config.statement_timeout.mul_f64(1.1));
-        Ok(Self {
+        let log = Self {
             readers,
             writer: Mutex::new(None),
             fence,
@@ -158,7 +160,18 @@ impl PostgresLog {
             connect_timeout: config.statement_timeout,
             require_standby: config.require_standby,
             lacks_standby: AtomicBool::new(false),
-        })
+            has_turns: AtomicBool::new(false),
+        };
+        log.look_for_turns().await?;
+        Ok(log)
+    }
+
+    /// Looks again whether the schema has turns.
+    pub(crate) async fn look_for_turns(&self) -> Result<(), sqlx::Error> {
+        let may =
+            "SELECT coalesce(has_function_privilege(to_regprocedure('counterfoil.take_head()'), 'EXECUTE'), false)";
+        self.has_turns.store(sqlx::query_scalar(may).fetch_one(&self.readers).await?, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Looks again whether the server has the standby that is required.

@@ -2,15 +2,15 @@
 
 use async_trait::async_trait;
 use audit_log::{
-    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, Known, LogWriter, Prune, ReadError, Rewrap,
-    SealedEntry, SubjectChange, encode_leaves, encode_sealed, refusals,
+    AppendError, Appended, Batch, CredentialChange, DataKeyClaim, Known, LogHead, LogWriter, Prune, ReadError, Rewrap,
+    SealedEntry, SubjectChange, Turn, encode_leaves, encode_sealed, refusals,
 };
 use session_model::{KeyId, SessionId, Timestamp, TreeSize};
 use sqlx::{Connection, Row, SqliteConnection};
 
 use crate::SqliteLog;
 use crate::changes::Changes;
-use crate::open::{signed, unavailable};
+use crate::open::{Writer, signed, unavailable};
 use crate::read::head;
 use crate::rows::Rows;
 
@@ -40,25 +40,15 @@ impl LogWriter for SqliteLog {
                 writer.release();
                 Ok(appended)
             }
-            Err(Failed::Before(error)) => {
-                // If even that fails the connection is dropped, which rolls back as well.
-                if rollback(writer.connection()).await {
-                    writer.release();
-                }
-                Err(AppendError::NotDone(error))
-            }
-            Err(Failed::Committing(error)) => {
-                let surely_not_done = refused_at_commit(&error);
-                if rollback(writer.connection()).await {
-                    writer.release();
-                }
-                if surely_not_done {
-                    Err(AppendError::NotDone(error.into()))
-                } else {
-                    Err(AppendError::Unknown(error.into()))
-                }
-            }
+            Err(failed) => Err(undone(writer, failed).await),
         }
+    }
+
+    async fn turn(&self) -> Result<Option<Box<dyn Turn + '_>>, ReadError> {
+        let mut writer = self.writer().await.map_err(unavailable)?;
+        sqlx::query("BEGIN IMMEDIATE").execute(writer.connection()).await.map_err(unavailable)?;
+        let head = head(writer.connection()).await?;
+        Ok(Some(Box::new(SqliteTurn { writer: Some(writer), head })))
     }
 
     async fn resolve(&self, batch: &Batch) -> Result<bool, ReadError> {
@@ -170,17 +160,75 @@ impl LogWriter for SqliteLog {
     }
 }
 
+/// A transaction that holds the write lock. SQLite takes it from nobody, but a process that ends.
+struct SqliteTurn<'a> {
+    /// `None` once the turn is over.
+    writer: Option<Writer<'a>>,
+    head: LogHead,
+}
+
+#[async_trait]
+impl Turn for SqliteTurn<'_> {
+    fn head(&self) -> &LogHead {
+        &self.head
+    }
+
+    async fn append(&mut self, batch: &Batch) -> Result<Appended, AppendError> {
+        let mut writer = self.writer.take().ok_or_else(|| AppendError::NotDone("the turn is over".into()))?;
+        match append(writer.connection(), batch).await {
+            Ok(Appended::Committed) => {
+                writer.release();
+                Ok(Appended::Committed)
+            }
+            // What it has not put back ends its transaction by closing.
+            Ok(Appended::Moved(head)) => Ok(Appended::Moved(head)),
+            Ok(Appended::Refused(refused)) => {
+                self.writer = Some(writer);
+                Ok(Appended::Refused(refused))
+            }
+            Err(failed) => Err(undone(writer, failed).await),
+        }
+    }
+
+    async fn end(mut self: Box<Self>) {
+        if let Some(mut writer) = self.writer.take()
+            && rollback(writer.connection()).await
+        {
+            writer.release();
+        }
+    }
+}
+
+/// Ends the transaction of what failed; if even that fails the connection is dropped, which rolls back as well.
+async fn undone(mut writer: Writer<'_>, failed: Failed) -> AppendError {
+    if rollback(writer.connection()).await {
+        writer.release();
+    }
+    match failed {
+        Failed::Before(error) => AppendError::NotDone(error),
+        Failed::Committing(error) if refused_at_commit(&error) => AppendError::NotDone(error.into()),
+        Failed::Committing(error) => AppendError::Unknown(error.into()),
+    }
+}
+
 async fn transact(connection: &mut SqliteConnection, batch: &Batch) -> Result<Appended, Failed> {
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    let appended = append(connection, batch).await?;
+    if appended != Appended::Committed {
+        sqlx::query("ROLLBACK").execute(&mut *connection).await?;
+    }
+    Ok(appended)
+}
+
+/// Commits the transaction that was begun; leaves it open if it answers anything but that.
+async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<Appended, Failed> {
     let now = head(&mut *connection).await?;
     if now.size() != batch.expected {
-        sqlx::query("ROLLBACK").execute(&mut *connection).await?;
         return Ok(Appended::Moved(now));
     }
     let known = known(connection, batch).await?;
     let refused = refusals(&known, batch);
     if !refused.is_empty() {
-        sqlx::query("ROLLBACK").execute(&mut *connection).await?;
         return Ok(Appended::Refused(refused));
     }
     settle(connection, &Changes::of(&known, batch)).await?;

@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use merkle_log::{
     Checkpoint, Frontier, HashRange, Plan, Verifier, check_consistency, check_inclusion, leaf_hash, open_checkpoint,
@@ -27,9 +28,10 @@ use signed_note::{StandardSigner, StandardVerifier};
 use uuid::Uuid;
 
 use crate::{
-    Appended, Batch, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim, LogIdentity,
-    LogReader, LogStore, MemoryLog, Posting, Projected, Projection, Proposed, Prune, ReadError, Refusal, Refused,
-    Rewrap, SealedEntry, Seat, Sequencer, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
+    AppendError, Appended, Batch, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim,
+    LogIdentity, LogReader, LogStore, MemoryLog, Posting, Projected, Projection, Proposed, Prune, ReadError, Refusal,
+    Refused, Rewrap, SealedEntry, Seat, Sequencer, SessionChange, SessionFilter, StoredBatch, StoredEntry,
+    SubjectChange, Term, Turn,
 };
 
 /// Makes the module `$name` with one `#[tokio::test]` for each rule.
@@ -45,6 +47,8 @@ macro_rules! conformance_tests {
             parallel_appenders_lose_nothing
             parallel_appenders_never_exceed_a_cap
             parallel_writers_of_one_session_take_turns
+            nobody_appends_in_anothers_turn
+            writers_that_take_turns_are_never_beaten
         ]);
     };
     ($name:ident, $build:expr, $again:expr) => {
@@ -52,6 +56,8 @@ macro_rules! conformance_tests {
             parallel_appenders_lose_nothing
             parallel_appenders_never_exceed_a_cap
             parallel_writers_of_one_session_take_turns
+            nobody_appends_in_anothers_turn
+            writers_that_take_turns_are_never_beaten
         ]);
     };
     (@module $name:ident, $build:expr, $how:ident, $again:expr, [$($parallel:ident)*]) => {
@@ -97,6 +103,8 @@ macro_rules! conformance_tests {
                 postings_are_changed_by_one_at_a_time
                 places_of_sessions_are_found_together
                 resolve_tells_whether_a_batch_is_there
+                a_turn_goes_on_after_a_refusal
+                a_turn_given_back_leaves_no_trace
                 a_refused_batch_leaves_no_trace
                 every_refusal_of_a_batch_is_reported
                 random_batches_end_as_in_memory
@@ -1099,6 +1107,42 @@ pub async fn resolve_tells_whether_a_batch_is_there(log: Arc<dyn LogStore>) {
     assert_eq!(check_log(&*log).await.len(), 3, "asking changes nothing");
 }
 
+/// What is refused was refused before anybody else could append; what is left is appended before anybody else can.
+pub async fn a_turn_goes_on_after_a_refusal(log: Arc<dyn LogStore>) {
+    commit(&*log, vec![Draft::new(0).version(session(1), 1)]).await;
+    let mut turn = take_turn(&*log).await;
+    let batch = batch_in(&*turn, vec![Draft::new(1).version(session(1), 1), Draft::new(2).version(session(2), 1)]);
+    let refused = Appended::Refused(vec![Refused { at: 0, why: Refusal::Version }]);
+    assert_eq!(turn.append(&batch).await.unwrap(), refused);
+    assert_eq!(turn.append(&batch).await.unwrap(), refused, "and it stays refused");
+    let rest = batch_in(&*turn, vec![Draft::new(2).version(session(2), 1)]);
+    assert_eq!(turn.append(&rest).await.unwrap(), Appended::Committed);
+    drop(turn);
+    commit(&*log, vec![Draft::new(3)]).await;
+    assert_eq!(check_log(&*log).await.len(), 3);
+}
+
+/// Whether it was given back, or dropped, with something refused in it or nothing asked.
+pub async fn a_turn_given_back_leaves_no_trace(log: Arc<dyn LogStore>) {
+    let batch = commit(&*log, vec![Draft::new(0).version(session(1), 1)]).await;
+    for (number, refuse, dropped) in [(1, false, false), (2, false, true), (3, true, false), (4, true, true)] {
+        let mut turn = take_turn(&*log).await;
+        if refuse {
+            let refused = batch_in(&*turn, vec![Draft::new(9).version(session(1), 1)]);
+            assert!(matches!(turn.append(&refused).await.unwrap(), Appended::Refused(_)));
+        }
+        if dropped {
+            drop(turn);
+        } else {
+            turn.end().await;
+        }
+        assert_eq!(log.head().await.unwrap().size(), TreeSize(number), "something was done");
+        assert!(log.resolve(&batch).await.unwrap());
+        commit(&*log, vec![Draft::new(u128::from(number))]).await;
+    }
+    assert_eq!(check_log(&*log).await.len(), 5);
+}
+
 /// Not in the log, and not beside it: the same claims are good once the one that was not is gone.
 pub async fn a_refused_batch_leaves_no_trace(log: Arc<dyn LogStore>) {
     commit(&*log, vec![Draft::new(1).new_key(key_row(1)), Draft::new(2).version(session(1), 1).opens(key(1))]).await;
@@ -1639,6 +1683,52 @@ pub async fn parallel_appenders_never_exceed_a_cap(logs: Vec<Arc<dyn LogStore>>)
     assert_eq!(created, CAP as usize);
     assert_eq!(open_sessions_of(&*log, key(1)).await, CAP as usize);
     assert_eq!(check_log(&*log).await.len(), 1 + 4 * 15 + CAP as usize);
+}
+
+/// Sequences entries behind the head that a turn holds.
+fn batch_in(turn: &dyn Turn, drafts: Vec<Draft>) -> Batch {
+    let entries = drafts.into_iter().map(Draft::proposed).collect();
+    sequencer().batch(turn.head(), entries).expect("the batch can be signed")
+}
+
+async fn take_turn(log: &dyn LogStore) -> Box<dyn Turn + '_> {
+    log.turn().await.expect("a turn is had").expect("the store has turns")
+}
+
+/// Others wait meanwhile, and are told of what was done in it.
+pub async fn nobody_appends_in_anothers_turn(logs: Vec<Arc<dyn LogStore>>) {
+    let (log, other) = (Arc::clone(&logs[0]), Arc::clone(&logs[1]));
+    commit(&*log, vec![Draft::new(0)]).await;
+    let stale = next_batch(&*other, vec![Draft::new(1)]).await;
+    let head = log.head().await.unwrap();
+    let mut turn = take_turn(&*log).await;
+    assert_eq!(turn.head(), &head);
+    let waiting = tokio::spawn(async move { other.append(&stale).await.unwrap() });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished(), "the head was not held");
+    let batch = batch_in(&*turn, vec![Draft::new(2), Draft::new(3)]);
+    assert_eq!(turn.append(&batch).await.unwrap(), Appended::Committed);
+    let again = turn.append(&batch).await;
+    assert!(matches!(again, Err(AppendError::NotDone(_))), "the turn is over: {again:?}");
+    turn.end().await;
+    assert_eq!(waiting.await.unwrap(), Appended::Moved(batch.head.clone()));
+    assert!(log.resolve(&batch).await.unwrap());
+    assert_eq!(check_log(&*log).await.len(), 3);
+}
+
+/// However many they are.
+pub async fn writers_that_take_turns_are_never_beaten(logs: Vec<Arc<dyn LogStore>>) {
+    let log = Arc::clone(&logs[0]);
+    in_parallel(logs, |task, log| async move {
+        for round in 0..20_u128 {
+            let mut turn = take_turn(&*log).await;
+            let batch = batch_in(&*turn, vec![Draft::new(task * 1_000 + round)]);
+            assert_eq!(turn.append(&batch).await.unwrap(), Appended::Committed);
+        }
+        Vec::new()
+    })
+    .await;
+    assert_eq!(check_log(&*log).await.len(), 80);
 }
 
 /// Every version is made once, and by whom it was acknowledged to.

@@ -14,6 +14,7 @@ use session_model::{Digest, KeyId, LeafIndex, SessionId, Timestamp, TreeSize, Ve
 use crate::{
     Answer, AppendError, Appended, Batch, Credential, DataKeyRow, LogHead, LogIndex, LogPostings, LogReader, LogStore,
     LogWriter, Posting, Projected, Projection, Prune, ReadError, Rewrap, SessionFilter, StoredBatch, StoredEntry, Term,
+    Turn,
 };
 
 /// How one step of an append fails.
@@ -33,11 +34,15 @@ pub enum Fault {
     HangDone,
     /// What became of the append cannot be found out at first.
     Resolve,
+    /// No turn is had.
+    Turn,
+    /// A turn never comes.
+    HangTurn,
 }
 
 impl Fault {
-    /// Every fault.
-    pub const ALL: [Self; 7] = [
+    /// Every fault that a writer meets who has the log to himself.
+    pub const ALONE: [Self; 7] = [
         Self::Head,
         Self::NotDone,
         Self::LostNotDone,
@@ -110,6 +115,31 @@ impl FaultyLog {
     /// Whether everything ordered has struck.
     pub fn is_spent(&self) -> bool {
         self.orders.lock().is_empty()
+    }
+
+    /// An append, or what becomes of it.
+    async fn appending(
+        &self,
+        append: impl Future<Output = Result<Appended, AppendError>> + Send,
+    ) -> Result<Appended, AppendError> {
+        let step = [Fault::NotDone, Fault::LostNotDone, Fault::LostDone, Fault::HangNotDone, Fault::HangDone];
+        match self.strikes(&step) {
+            Some(Fault::NotDone) => Err(AppendError::NotDone(broken())),
+            Some(Fault::LostNotDone) => Err(AppendError::Unknown(broken())),
+            Some(Fault::HangNotDone) => pending().await,
+            Some(Fault::LostDone) => {
+                let _lost = append.await;
+                Err(AppendError::Unknown(broken()))
+            }
+            Some(Fault::HangDone) => {
+                let _lost = append.await;
+                pending().await
+            }
+            Some(Fault::Head | Fault::Resolve | Fault::Turn | Fault::HangTurn) | None => match self.reach() {
+                Ok(_) => append.await,
+                Err(_) => Err(AppendError::NotDone(broken())),
+            },
+        }
     }
 
     fn strikes(&self, step: &[Fault]) -> Option<Fault> {
@@ -235,23 +265,17 @@ impl LogPostings for FaultyLog {
 #[async_trait]
 impl LogWriter for FaultyLog {
     async fn append(&self, batch: &Batch) -> Result<Appended, AppendError> {
-        let step = [Fault::NotDone, Fault::LostNotDone, Fault::LostDone, Fault::HangNotDone, Fault::HangDone];
-        match self.strikes(&step) {
-            Some(Fault::NotDone) => Err(AppendError::NotDone(broken())),
-            Some(Fault::LostNotDone) => Err(AppendError::Unknown(broken())),
-            Some(Fault::HangNotDone) => pending().await,
-            Some(Fault::LostDone) => {
-                let _lost = self.inner.append(batch).await;
-                Err(AppendError::Unknown(broken()))
+        self.appending(self.inner.append(batch)).await
+    }
+
+    async fn turn(&self) -> Result<Option<Box<dyn Turn + '_>>, ReadError> {
+        match self.strikes(&[Fault::Turn, Fault::HangTurn]) {
+            Some(Fault::HangTurn) => pending().await,
+            Some(_) => Err(ReadError::Unavailable(broken())),
+            None => {
+                let turn = self.reach()?.turn().await?;
+                Ok(turn.map(|turn| Box::new(FaultyTurn { log: self, turn }) as Box<dyn Turn>))
             }
-            Some(Fault::HangDone) => {
-                let _lost = self.inner.append(batch).await;
-                pending().await
-            }
-            Some(Fault::Head | Fault::Resolve) | None => match self.reach() {
-                Ok(log) => log.append(batch).await,
-                Err(_) => Err(AppendError::NotDone(broken())),
-            },
         }
     }
 
@@ -280,5 +304,25 @@ impl LogWriter for FaultyLog {
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {
         self.reach()?.prepare(size, now).await
+    }
+}
+
+struct FaultyTurn<'a> {
+    log: &'a FaultyLog,
+    turn: Box<dyn Turn + 'a>,
+}
+
+#[async_trait]
+impl Turn for FaultyTurn<'_> {
+    fn head(&self) -> &LogHead {
+        self.turn.head()
+    }
+
+    async fn append(&mut self, batch: &Batch) -> Result<Appended, AppendError> {
+        self.log.appending(self.turn.append(batch)).await
+    }
+
+    async fn end(self: Box<Self>) {
+        self.turn.end().await;
     }
 }

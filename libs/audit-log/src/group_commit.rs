@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,7 +13,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{error, info, warn};
 
-use crate::{AppendError, Appended, Batch, LogHead, LogStore, Proposed, ReadError, Refusal, Refused, Sequencer};
+use crate::{
+    AppendError, Appended, Batch, LogHead, LogStore, LogWriter, Proposed, ReadError, Refusal, Refused, Sequencer, Turn,
+};
 
 /// What is done with entries once their fate is known. `Ticket` is whatever the submitter needs to be answered.
 pub trait CommitSink: Send + Sync + 'static {
@@ -86,12 +88,17 @@ impl Default for GroupCommitConfig {
 
 /// Feeds the log: takes whatever is queued the moment the last commit returned (no timer), appends it as one batch, and hands
 /// it to the sink. At most one batch is in flight.
+///
+/// As long as nobody else appends, a batch is made for the head that the last one left, and appending it is all that is asked of the log. Once others
+/// were found to have moved the head, a batch waits for its [`Turn`], and is made in it of all that waits by then: so N busy writers commit one after the other, and
+/// none is beaten to the head again and again. Who has found the head where he left it for some batches does without a turn again.
 #[derive(Debug)]
 pub struct GroupCommit<S: CommitSink> {
     queue: Mutex<Option<mpsc::Sender<Queued<S::Ticket>>>>,
     sender: mpsc::WeakSender<Queued<S::Ticket>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     available: Arc<AtomicBool>,
+    rivalry: Arc<Rivalry>,
 }
 
 #[derive(Debug)]
@@ -99,6 +106,23 @@ struct Queued<T> {
     proposed: Proposed,
     ticket: T,
     progress: Arc<AtomicU8>,
+}
+
+impl<T> Queued<T> {
+    /// What was queued, unless it was withdrawn.
+    fn take(self) -> Option<(Proposed, T)> {
+        let taken = self.progress.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire);
+        taken.is_ok().then_some((self.proposed, self.ticket))
+    }
+}
+
+type Queue<S> = mpsc::Receiver<Queued<<S as CommitSink>::Ticket>>;
+
+/// What other writers of the log cost this one.
+#[derive(Debug, Default)]
+struct Rivalry {
+    lost: AtomicU64,
+    turns: AtomicU64,
 }
 
 const WAITING: u8 = 0;
@@ -124,6 +148,7 @@ impl<S: CommitSink> GroupCommit<S> {
         // Two commits may wait for the view; a third waits with them, so that a stuck view slows writers down.
         let (done, committed) = mpsc::channel(2);
         let available = Arc::new(AtomicBool::new(true));
+        let rivalry: Arc<Rivalry> = Arc::default();
         let appender = Appender {
             log,
             sequencer,
@@ -131,10 +156,18 @@ impl<S: CommitSink> GroupCommit<S> {
             config,
             done,
             head: None,
+            wary: 0,
             available: Arc::clone(&available),
+            rivalry: Arc::clone(&rivalry),
         };
         let tasks = vec![tokio::spawn(appender.run(receiver)), tokio::spawn(hand_over(sink, committed))];
-        Self { sender: sender.downgrade(), queue: Mutex::new(Some(sender)), tasks: Mutex::new(tasks), available }
+        Self {
+            sender: sender.downgrade(),
+            queue: Mutex::new(Some(sender)),
+            tasks: Mutex::new(tasks),
+            available,
+            rivalry,
+        }
     }
 
     /// Queues an entry. Its ticket comes back through the sink, or is dropped if the entry is withdrawn.
@@ -164,6 +197,16 @@ impl<S: CommitSink> GroupCommit<S> {
         self.sender.upgrade().map_or(0, |sender| sender.max_capacity() - sender.capacity())
     }
 
+    /// How many batches were made for a head that others had moved meanwhile, and so had to be made anew.
+    pub fn lost(&self) -> u64 {
+        self.rivalry.lost.load(Ordering::Relaxed)
+    }
+
+    /// How many batches were made in a turn, because others append too.
+    pub fn turns(&self) -> u64 {
+        self.rivalry.turns.load(Ordering::Relaxed)
+    }
+
     /// Takes nothing more, appends and hands over what waits, and returns when all is done.
     pub async fn close(&self) {
         drop(self.queue.lock().take());
@@ -185,6 +228,23 @@ async fn hand_over<S: CommitSink>(sink: Arc<S>, mut committed: mpsc::Receiver<Ve
 /// How long a log that did not take a batch is left alone, unless somebody asks.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How many turns in a row find the head where we left it before a batch does without one. After a single one two busy writers would lose every second attempt;
+/// and who has the log to himself again pays two round trips more for that many batches, once.
+const WARY: u32 = 8;
+
+/// No turn was had: nothing was done, and nothing is held.
+struct NoTurn;
+
+/// Parallel requests queue in another order than they looked at the clock. Who takes a seat that another gives up comes after him, so that no reader of the
+/// log ever counts one too many.
+fn in_order<T>(mut entries: Vec<(Proposed, T)>) -> (Vec<Proposed>, Vec<T>) {
+    let freed: HashSet<KeyId> = entries.iter().filter_map(|(entry, _)| entry.claims.free_seat).collect();
+    let waits_for_seat =
+        |entry: &Proposed| !freed.is_empty() && entry.claims.take_seat.is_some_and(|seat| freed.contains(&seat.key));
+    entries.sort_by_key(|(entry, _)| (waits_for_seat(entry), entry.leaf.time));
+    entries.into_iter().unzip()
+}
+
 struct Appender<S: CommitSink> {
     log: Arc<dyn LogStore>,
     sequencer: Sequencer,
@@ -193,11 +253,14 @@ struct Appender<S: CommitSink> {
     done: mpsc::Sender<Vec<Committed<S::Ticket>>>,
     /// Where we believe the log ends; `None` after anything that leaves it in doubt.
     head: Option<LogHead>,
+    /// How many batches more wait for their turn, unless others move the head again.
+    wary: u32,
     available: Arc<AtomicBool>,
+    rivalry: Arc<Rivalry>,
 }
 
 impl<S: CommitSink> Appender<S> {
-    async fn run(mut self, mut queue: mpsc::Receiver<Queued<S::Ticket>>) {
+    async fn run(mut self, mut queue: Queue<S>) {
         let mut waiting = Vec::with_capacity(self.config.batch);
         loop {
             let received = queue.recv_many(&mut waiting, self.config.batch);
@@ -216,25 +279,26 @@ impl<S: CommitSink> Appender<S> {
             if received == 0 {
                 return;
             }
-            let taken = |queued: &Queued<S::Ticket>| {
-                queued.progress.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
-            };
-            waiting.retain(taken);
-            // Parallel requests queue in another order than they looked at the clock. Who takes a seat that another gives up
-            // comes after him, so that no reader of the log ever counts one too many.
-            let freed: HashSet<KeyId> = waiting.iter().filter_map(|queued| queued.proposed.claims.free_seat).collect();
-            let waits_for_seat = |queued: &Queued<S::Ticket>| {
-                !freed.is_empty() && queued.proposed.claims.take_seat.is_some_and(|seat| freed.contains(&seat.key))
-            };
-            waiting.sort_by_key(|queued| (waits_for_seat(queued), queued.proposed.leaf.time));
-            let (entries, tickets) = waiting.drain(..).map(|queued| (queued.proposed, queued.ticket)).unzip();
-            self.commit(entries, tickets).await;
+            let (entries, tickets) = in_order(waiting.drain(..).filter_map(Queued::take).collect());
+            self.commit(&mut queue, entries, tickets).await;
         }
     }
 
-    async fn commit(&mut self, mut entries: Vec<Proposed>, mut tickets: Vec<S::Ticket>) {
+    async fn commit(&mut self, queue: &mut Queue<S>, mut entries: Vec<Proposed>, mut tickets: Vec<S::Ticket>) {
         let deadline = Instant::now() + self.config.append_timeout;
+        let log = Arc::clone(&self.log);
+        let mut turn: Option<Box<dyn Turn + '_>> = None;
         while !entries.is_empty() {
+            if self.wary > 0 && turn.is_none() {
+                turn = match self.turn(&*log, deadline).await {
+                    Ok(turn) => turn,
+                    Err(NoTurn) => return self.give_up(tickets),
+                };
+                if turn.is_some() {
+                    // Whoever came while we waited needs no turn of his own.
+                    (entries, tickets) = self.joined(queue, entries, tickets);
+                }
+            }
             let Some(head) = self.known_head(deadline).await else {
                 return self.give_up(tickets);
             };
@@ -245,7 +309,18 @@ impl<S: CommitSink> Appender<S> {
                     return self.give_up(tickets);
                 }
             };
-            let outcome = match timeout_at(deadline, self.log.append(&batch)).await {
+            let appending = async {
+                match &mut turn {
+                    Some(turn) => turn.append(&batch).await,
+                    None => log.append(&batch).await,
+                }
+            };
+            let answered = timeout_at(deadline, appending).await;
+            // A turn outlives a refusal and nothing else: what became of a batch is not found out as long as its head is held.
+            if !matches!(answered, Ok(Ok(Appended::Refused(_)))) {
+                turn = None;
+            }
+            let outcome = match answered {
                 Ok(Err(AppendError::NotDone(failure))) => {
                     warn!(failure = &*failure as &dyn std::error::Error, "the log did not take a batch");
                     self.head = None;
@@ -267,6 +342,11 @@ impl<S: CommitSink> Appender<S> {
             match outcome {
                 Appended::Committed => return self.committed(batch, tickets).await,
                 Appended::Moved(head) => {
+                    // One that was not done, and is found so, is told the same; but nobody was in its way.
+                    if head.size() != batch.expected {
+                        self.wary = WARY;
+                        self.rivalry.lost.fetch_add(1, Ordering::Relaxed);
+                    }
                     self.sink.head(&head);
                     self.head = Some(head);
                     entries = batch.entries;
@@ -277,6 +357,56 @@ impl<S: CommitSink> Appender<S> {
                 return self.give_up(tickets);
             }
         }
+        if let Some(turn) = turn {
+            turn.end().await;
+        }
+    }
+
+    /// Waits for a turn; `None` if the log has none.
+    async fn turn<'a>(
+        &mut self,
+        log: &'a dyn LogWriter,
+        deadline: Instant,
+    ) -> Result<Option<Box<dyn Turn + 'a>>, NoTurn> {
+        match timeout_at(deadline, log.turn()).await {
+            Ok(Ok(Some(turn))) => {
+                let head = turn.head().clone();
+                let ours = self.head.as_ref().is_some_and(|known| known.size() == head.size());
+                self.wary = if ours { self.wary.saturating_sub(1) } else { WARY };
+                self.rivalry.turns.fetch_add(1, Ordering::Relaxed);
+                self.sink.head(&head);
+                self.head = Some(head);
+                Ok(Some(turn))
+            }
+            Ok(Ok(None)) => {
+                self.wary = 0;
+                Ok(None)
+            }
+            Ok(Err(failure)) => {
+                warn!(failure = &failure as &dyn std::error::Error, "the log's head cannot be had");
+                Err(NoTurn)
+            }
+            Err(_elapsed) => {
+                warn!("the log's head cannot be had in time");
+                Err(NoTurn)
+            }
+        }
+    }
+
+    /// With what waits by now, as much as a batch holds.
+    fn joined(
+        &self,
+        queue: &mut Queue<S>,
+        entries: Vec<Proposed>,
+        tickets: Vec<S::Ticket>,
+    ) -> (Vec<Proposed>, Vec<S::Ticket>) {
+        let mut joined: Vec<_> = entries.into_iter().zip(tickets).collect();
+        while joined.len() < self.config.batch
+            && let Ok(queued) = queue.try_recv()
+        {
+            joined.extend(queued.take());
+        }
+        in_order(joined)
     }
 
     /// Whether a log that did not take a batch can be reached again. Whether it takes the next one shows then.

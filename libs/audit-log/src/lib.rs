@@ -3,7 +3,8 @@
 //! * [`LogReader`] is all an auditor's path is ever given: batches, entries and hashes.
 //! * [`LogIndex`] answers what the service must know before it can append: data keys, open sessions, kept answers, credentials.
 //! * [`LogPostings`] keeps what auditors search by.
-//! * [`LogWriter`] appends one batch: entries, tree and signed checkpoint in one transaction, or nothing.
+//! * [`LogWriter`] appends one batch: entries, tree and signed checkpoint in one transaction, or nothing. Who is beaten to the head by another process
+//!   waits for a [`Turn`].
 //! * [`GroupCommit`] is the one task of a process that appends: it takes whatever is queued the moment the last commit
 //!   returned, and never has more than one batch in flight.
 //!
@@ -34,7 +35,7 @@ pub use memory::MemoryLog;
 pub use port::{
     Answer, AppendError, Appended, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, IdempotencyClaim,
     LogHead, LogIndex, LogReader, LogStore, LogWriter, Proposed, Prune, ReadError, Refusal, Refused, Rewrap,
-    SealedEntry, Seat, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange,
+    SealedEntry, Seat, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Turn,
 };
 pub use postings::{LogPostings, Posting, Projected, Projection, SEGMENT, Term};
 pub use recent::{Recent, RecentEntry};

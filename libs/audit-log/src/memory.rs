@@ -11,12 +11,14 @@ use session_model::{Digest, KeyId, Kind, LeafIndex, RealmName, SessionId, Timest
 use crate::{
     Answer, AppendError, Appended, Batch, Claims, Credential, CredentialChange, DataKeyClaim, DataKeyRow, LogHead,
     LogIndex, LogPostings, LogReader, LogWriter, Posting, Projected, Projection, Prune, ReadError, Refusal, Refused,
-    Rewrap, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term,
+    Rewrap, SessionChange, SessionFilter, StoredBatch, StoredEntry, SubjectChange, Term, Turn,
 };
 
 /// A log in memory. Loses everything with the process; otherwise keeps the contract of [`LogWriter`] to the letter.
 #[derive(Debug, Default)]
 pub struct MemoryLog {
+    /// Whoever appends holds it meanwhile. Given in the order in which it was asked for.
+    turns: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -93,6 +95,31 @@ impl State {
             .enumerate()
             .filter_map(|(at, entry)| weighed.weigh(self, &entry.claims).map(|why| Refused { at, why }))
             .collect()
+    }
+
+    fn append(&mut self, batch: &Batch) -> Appended {
+        let head = self.head();
+        if head.size() != batch.expected {
+            return Appended::Moved(head);
+        }
+        let refused = self.refusals(batch);
+        if !refused.is_empty() {
+            return Appended::Refused(refused);
+        }
+        for (at, entry) in batch.entries.iter().enumerate() {
+            self.settle(batch.index(at), &entry.claims);
+        }
+        let stored = StoredBatch {
+            first: LeafIndex(batch.expected.0),
+            leaves: batch.entries.iter().map(|entry| entry.bytes.clone()).collect(),
+            sealed: batch.entries.iter().map(|entry| entry.sealed.clone()).collect(),
+            checkpoint: batch.checkpoint.clone(),
+        };
+        self.batches.insert(batch.expected.0, stored);
+        self.leaf_hashes.extend(batch.entries.iter().map(|entry| entry.hash));
+        self.nodes.extend(batch.nodes.iter().map(|node| ((node.level, node.index), node.hash)));
+        self.head = Some(batch.head.clone());
+        Appended::Committed
     }
 
     fn settle(&mut self, index: LeafIndex, claims: &Claims) {
@@ -406,29 +433,14 @@ impl LogPostings for MemoryLog {
 #[async_trait]
 impl LogWriter for MemoryLog {
     async fn append(&self, batch: &Batch) -> Result<Appended, AppendError> {
-        let mut state = self.state.lock();
-        let head = state.head();
-        if head.size() != batch.expected {
-            return Ok(Appended::Moved(head));
-        }
-        let refused = state.refusals(batch);
-        if !refused.is_empty() {
-            return Ok(Appended::Refused(refused));
-        }
-        for (at, entry) in batch.entries.iter().enumerate() {
-            state.settle(batch.index(at), &entry.claims);
-        }
-        let stored = StoredBatch {
-            first: LeafIndex(batch.expected.0),
-            leaves: batch.entries.iter().map(|entry| entry.bytes.clone()).collect(),
-            sealed: batch.entries.iter().map(|entry| entry.sealed.clone()).collect(),
-            checkpoint: batch.checkpoint.clone(),
-        };
-        state.batches.insert(batch.expected.0, stored);
-        state.leaf_hashes.extend(batch.entries.iter().map(|entry| entry.hash));
-        state.nodes.extend(batch.nodes.iter().map(|node| ((node.level, node.index), node.hash)));
-        state.head = Some(batch.head.clone());
-        Ok(Appended::Committed)
+        let _turn = self.turns.lock().await;
+        Ok(self.state.lock().append(batch))
+    }
+
+    async fn turn(&self) -> Result<Option<Box<dyn Turn + '_>>, ReadError> {
+        let held = self.turns.lock().await;
+        let head = self.state.lock().head();
+        Ok(Some(Box::new(MemoryTurn { log: self, held: Some(held), head })))
     }
 
     async fn resolve(&self, batch: &Batch) -> Result<bool, ReadError> {
@@ -490,4 +502,29 @@ impl LogWriter for MemoryLog {
     async fn prepare(&self, _size: TreeSize, _now: Timestamp) -> Result<(), ReadError> {
         Ok(())
     }
+}
+
+struct MemoryTurn<'a> {
+    log: &'a MemoryLog,
+    /// `None` once the turn is over.
+    held: Option<tokio::sync::MutexGuard<'a, ()>>,
+    head: LogHead,
+}
+
+#[async_trait]
+impl Turn for MemoryTurn<'_> {
+    fn head(&self) -> &LogHead {
+        &self.head
+    }
+
+    async fn append(&mut self, batch: &Batch) -> Result<Appended, AppendError> {
+        let held = self.held.take().ok_or_else(|| AppendError::NotDone("the turn is over".into()))?;
+        let appended = self.log.state.lock().append(batch);
+        if matches!(appended, Appended::Refused(_)) {
+            self.held = Some(held);
+        }
+        Ok(appended)
+    }
+
+    async fn end(self: Box<Self>) {}
 }

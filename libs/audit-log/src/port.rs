@@ -448,6 +448,13 @@ pub trait LogWriter: Send + Sync + 'static {
     /// [`AppendError`].
     async fn append(&self, batch: &Batch) -> Result<Appended, AppendError>;
 
+    /// Waits for the head and holds it: for a writer whose batch was made for a head that others have moved, and who would be beaten to it again were he to
+    /// try again. Who asks first has it first, as far as the store can see to that. `None`: the store has no turns, and whoever loses tries again.
+    ///
+    /// # Errors
+    /// [`ReadError`]: nothing was done, and nothing is held.
+    async fn turn(&self) -> Result<Option<Box<dyn Turn + '_>>, ReadError>;
+
     /// Whether a batch whose append ended in [`AppendError::Unknown`] is in the log. Waits until an attempt that may still be
     /// running on the store's side has ended, so that the answer is final.
     ///
@@ -488,6 +495,26 @@ pub trait LogWriter: Send + Sync + 'static {
     /// # Errors
     /// [`ReadError`].
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError>;
+}
+
+/// The log's head in the hands of one writer: as long as his turn lasts nobody else appends.
+///
+/// It is for making a batch and appending it, and for no other wait: the store takes the head away from a holder of whom it hears nothing for a moment
+/// (well under a second), so that one who stands still does not hold up all.
+#[async_trait]
+pub trait Turn: Send {
+    /// Where the log ends, for as long as the turn lasts.
+    fn head(&self) -> &LogHead;
+
+    /// As [`LogWriter::append`]; a batch that was made for [`Turn::head`] does not find it moved. After [`Appended::Refused`] the turn goes on, so that the
+    /// rest can be appended without another wait. After anything else it is over.
+    ///
+    /// # Errors
+    /// [`AppendError`], which says as ever whether [`LogWriter::resolve`] has to be asked. An append behind the end of the turn is `NotDone`.
+    async fn append(&mut self, batch: &Batch) -> Result<Appended, AppendError>;
+
+    /// Gives the head back, unless the turn is over. Dropping it does so too, but may cost the store a connection.
+    async fn end(self: Box<Self>);
 }
 
 /// Everything a store of the log does.

@@ -220,6 +220,11 @@ impl SessionService {
         self.commit.waiting()
     }
 
+    /// How many batches were made for a head that other nodes had moved meanwhile, since the start, and how many waited for their turn at it.
+    pub fn rivalry(&self) -> (u64, u64) {
+        (self.commit.lost(), self.commit.turns())
+    }
+
     /// How much of the log the view reflects, and how long the log is, as far as known.
     pub fn progress(&self) -> (session_model::TreeSize, session_model::TreeSize) {
         (self.progress.reflected(), self.progress.size())

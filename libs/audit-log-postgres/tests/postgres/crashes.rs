@@ -2,92 +2,19 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use audit_log::conformance::{Draft, check_log, commit, next_batch, session};
 use audit_log::{AppendError, Appended, LogReader, LogWriter};
 use audit_log_postgres::{PostgresConfig, PostgresLog};
 use session_model::{Leaf, TreeSize};
-use sqlx::{AssertSqlSafe, ConnectOptions};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use sqlx::AssertSqlSafe;
 
+use crate::line::{DELAY_REQUESTS, LOSE_ANSWERS, LOSE_REQUESTS, Line, PASS};
 use crate::support::Database;
 
-const PASS: u8 = 0;
-/// Whatever a client sends: the connection breaks, and the server gets none of it.
-const LOSE_REQUESTS: u8 = 1;
-/// The server gets it and answers; the connection breaks before the client hears of it.
-const LOSE_ANSWERS: u8 = 2;
-/// The server gets it only when the line is released, whether the client still waits or not.
-const DELAY_REQUESTS: u8 = 3;
-
-/// A bad line to the server.
-#[derive(Default)]
-struct Line {
-    mode: AtomicU8,
-    release: Notify,
-    /// Answers to delayed requests that have come back.
-    late: AtomicUsize,
-}
-
-impl Line {
-    /// Starts it, and answers a configuration that goes through it.
-    async fn to(database: &Database) -> (Arc<Self>, PostgresConfig) {
-        let config = database.config();
-        let options: sqlx::postgres::PgConnectOptions = config.url.parse().unwrap();
-        let server = (options.get_host().to_owned(), options.get_port());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let line = Arc::new(Self::default());
-        let url = options.host("127.0.0.1").port(port).to_url_lossy().to_string();
-        let accepting = Arc::clone(&line);
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(&server).await.unwrap();
-                tokio::spawn(Arc::clone(&accepting).carry(client, server));
-            }
-        });
-        (line, PostgresConfig { url, ..config })
-    }
-
-    fn set(&self, mode: u8) {
-        self.mode.store(mode, Ordering::SeqCst);
-    }
-
-    async fn carry(self: Arc<Self>, mut client: TcpStream, mut server: TcpStream) {
-        let (mut request, mut answer) = (vec![0; 65_536], vec![0; 65_536]);
-        loop {
-            tokio::select! {
-                read = client.read(&mut request) => {
-                    let Ok(read @ 1..) = read else { return };
-                    match self.mode.load(Ordering::SeqCst) {
-                        LOSE_REQUESTS => return,
-                        DELAY_REQUESTS => {
-                            self.release.notified().await;
-                            server.write_all(&request[..read]).await.unwrap();
-                            // The client may be gone: the server's answer is what we wait for.
-                            let _answered = server.read(&mut answer).await;
-                            self.late.fetch_add(1, Ordering::SeqCst);
-                            return;
-                        }
-                        _ => server.write_all(&request[..read]).await.unwrap(),
-                    }
-                }
-                read = server.read(&mut answer) => {
-                    let Ok(read @ 1..) = read else { return };
-                    if self.mode.load(Ordering::SeqCst) == LOSE_ANSWERS || client.write_all(&answer[..read]).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn drafts(first: u128, count: u128) -> Vec<Draft> {
+pub(crate) fn drafts(first: u128, count: u128) -> Vec<Draft> {
     (first..first + count).map(|number| Draft::new(number).version(session(number), 1)).collect()
 }
 
@@ -124,7 +51,7 @@ async fn an_unknown_outcome_is_resolved_rightly() {
 }
 
 /// As the group commit does: until there is an answer.
-async fn resolved(log: &PostgresLog, batch: &audit_log::Batch) -> bool {
+pub(crate) async fn resolved(log: &PostgresLog, batch: &audit_log::Batch) -> bool {
     loop {
         if let Ok(done) = log.resolve(batch).await {
             return done;

@@ -137,6 +137,7 @@ async fn the_writer_calls_what_it_needs_and_nothing_else() {
         "prune",
         "release_sink",
         "rewrap",
+        "take_head",
     ];
     assert_eq!(callable, expected);
     for (name, callable, definer, fixed_path) in &functions {

@@ -13,11 +13,13 @@
 
 mod crashes;
 mod guards;
+mod line;
 mod nonces;
 mod opening;
 mod partitions;
 mod racing;
 mod support;
+mod turns;
 
 use std::sync::Arc;
 
