@@ -288,6 +288,7 @@ impl<S: CommitSink> Appender<S> {
         let deadline = Instant::now() + self.config.append_timeout;
         let log = Arc::clone(&self.log);
         let mut turn: Option<Box<dyn Turn + '_>> = None;
+        let mut once_more = true;
         while !entries.is_empty() {
             if self.wary > 0 && turn.is_none() {
                 turn = match self.turn(&*log, deadline).await {
@@ -309,6 +310,7 @@ impl<S: CommitSink> Appender<S> {
                     return self.give_up(tickets);
                 }
             };
+            let in_turn = turn.is_some();
             let appending = async {
                 match &mut turn {
                     Some(turn) => turn.append(&batch).await,
@@ -324,6 +326,12 @@ impl<S: CommitSink> Appender<S> {
                 Ok(Err(AppendError::NotDone(failure))) => {
                     warn!(failure = &*failure as &dyn std::error::Error, "the log did not take a batch");
                     self.head = None;
+                    // Who stood still in his turn was put out. Now that he goes on there is no reason to turn his clients away.
+                    if in_turn && once_more && Instant::now() < deadline {
+                        once_more = false;
+                        entries = batch.entries;
+                        continue;
+                    }
                     return self.give_up(tickets);
                 }
                 Ok(Ok(outcome)) => outcome,

@@ -65,9 +65,11 @@ mod tests {
                 command.args(["--map-root-user", "--net"]).arg(program);
                 command
             };
-            if !apart("true".as_ref()).status().is_ok_and(|status| status.success()) {
+            let mut cable = apart("ip".as_ref());
+            cable.args(["link", "add", "eth0", "type", "veth", "peer", "name", "port"]);
+            if !cable.output().is_ok_and(|output| output.status.success()) {
                 eprintln!(
-                    "SKIPPED: a network of its own cannot be made here (not root, no user namespaces, or no `unshare`)"
+                    "SKIPPED: a network of its own cannot be made here (not root, no user namespaces, no `unshare`, no `ip`, or no veth)"
                 );
                 return;
             }

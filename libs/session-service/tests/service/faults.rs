@@ -183,42 +183,45 @@ async fn many_at_once_meet_every_fault_and_the_log_still_proves_itself() {
 #[tokio::test(start_paused = true)]
 async fn each_fault_of_a_turn() {
     use Told::{Done, NotRecorded};
-    for (fault, told) in [
-        (None, Done),
-        (Some(Fault::Turn), NotRecorded),
-        (Some(Fault::HangTurn), NotRecorded),
-        (Some(Fault::NotDone), NotRecorded),
-        (Some(Fault::LostNotDone), Done),
-        (Some(Fault::LostDone), Done),
-        (Some(Fault::HangNotDone), NotRecorded),
-        (Some(Fault::HangDone), Done),
+    for (faults, told) in [
+        (vec![], Done),
+        (vec![Fault::Turn], NotRecorded),
+        (vec![Fault::HangTurn], NotRecorded),
+        // Put out of its turn, it takes another, once.
+        (vec![Fault::NotDone], Done),
+        (vec![Fault::NotDone, Fault::NotDone], NotRecorded),
+        (vec![Fault::NotDone, Fault::LostDone], Done),
+        (vec![Fault::LostNotDone], Done),
+        (vec![Fault::LostDone], Done),
+        (vec![Fault::HangNotDone], NotRecorded),
+        (vec![Fault::HangDone], Done),
     ] {
         let (faulty, rig) = rig();
         let session = rig.create(None).await.session;
         rig.beside().create(None).await;
         // What was sent is not there, and meanwhile the other has appended.
         faulty.order(Fault::LostNotDone);
-        if let Some(fault) = fault {
-            faulty.order(fault);
+        for fault in &faults {
+            faulty.order(*fault);
         }
         let outcome = rig.service.update(&caller(), session.id, patch(r#"{"a":1}"#), None).await;
-        assert!(faulty.is_spent(), "{fault:?} did not strike");
+        assert!(faulty.is_spent(), "{faults:?} did not strike");
         let (lost, turns) = rig.service.rivalry();
-        assert_eq!(lost, 1, "{fault:?}");
-        assert_eq!(turns == 0, matches!(fault, Some(Fault::Turn | Fault::HangTurn)), "{fault:?}: {turns} turns");
+        assert_eq!(lost, 1, "{faults:?}");
+        assert_eq!(turns == 0, matches!(faults[..], [Fault::Turn | Fault::HangTurn]), "{faults:?}: {turns} turns");
         let versions = rig.actions(session.id).await.len();
         match (&outcome, &told) {
             (Ok(changed), Done) => {
-                assert_eq!((changed.session.version.0, versions), (2, 2), "{fault:?}");
+                assert_eq!((changed.session.version.0, versions), (2, 2), "{faults:?}");
                 rig.prove(changed).await;
             }
             (Err(ServiceError::Unavailable(Unavailable::LogWrite)), NotRecorded) => {
-                assert_eq!(versions, 1, "{fault:?}: refused as not recorded, and yet recorded");
+                assert_eq!(versions, 1, "{faults:?}: refused as not recorded, and yet recorded");
             }
-            _ => panic!("{fault:?} should have been told {told:?}, was told {outcome:?}"),
+            _ => panic!("{faults:?} should have been told {told:?}, was told {outcome:?}"),
         }
         let after = rig.service.update(&caller(), session.id, patch(r#"{"b":2}"#), None).await.unwrap();
-        assert_eq!(after.session.version.0, versions as u64 + 1, "{fault:?}");
+        assert_eq!(after.session.version.0, versions as u64 + 1, "{faults:?}");
         rig.service.close().await;
     }
 }
