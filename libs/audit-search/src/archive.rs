@@ -405,11 +405,15 @@ impl Archive {
         segments: RangeInclusive<u32>,
         high: u64,
     ) -> Result<Vec<u32>, SearchError> {
-        let stand = self.log.segments_with(&wanted.terms, segments.clone());
-        let Some(meeting) = wanted.meeting else { return Ok(stand.await?) };
-        let (mut promising, kept) = try_join(stand, self.log.postings(&meeting.terms(), segments)).await?;
-        let never = meeting.never(&kept, high)?;
-        promising.retain(|segment| !never.contains(segment));
+        let known = match wanted.meeting {
+            Some(meeting) => meeting.known(&self.log.postings(&meeting.terms(), segments.clone()).await?, high)?,
+            None => HashMap::new(),
+        };
+        if segments.clone().all(|segment| known.contains_key(&segment)) {
+            return Ok(segments.filter(|segment| known.get(segment) == Some(&true)).collect());
+        }
+        let mut promising = self.log.segments_with(&wanted.terms, segments).await?;
+        promising.retain(|segment| known.get(segment) != Some(&false));
         Ok(promising)
     }
 

@@ -10,7 +10,7 @@
 //! segment was put into it: [`COVERED`] says how far that is so. A program that knows nothing of this leaves that number
 //! behind, and a segment of which it made postings is searched by its bitmaps.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use audit_log::{Posting, SEGMENT, Term};
 
@@ -147,21 +147,20 @@ impl Meeting {
         [COVERED, beside(self.holder)]
     }
 
-    /// The segments in which it is certain that no entry below `high` stands under all of the terms. Every such entry must have been
-    /// projected before the rows were read.
-    pub(crate) fn never(&self, rows: &[Posting], high: u64) -> Result<HashSet<u32>, SearchError> {
-        let mut known = HashMap::new();
+    /// Whether they meet, for each segment of which it is known. "No" is certain of every entry below `high` if all of those were
+    /// projected before the rows were read; "yes" means that their bitmaps are worth reading.
+    pub(crate) fn known(&self, rows: &[Posting], high: u64) -> Result<HashMap<u32, bool>, SearchError> {
+        let mut until = HashMap::new();
         for row in rows.iter().filter(|row| row.term == COVERED) {
-            known.insert(row.segment, covered(row)?);
+            until.insert(row.segment, covered(row)?);
         }
-        let mut never = HashSet::new();
+        let mut known = HashMap::new();
         for row in rows.iter().filter(|row| row.term != COVERED) {
             let asked = high.saturating_sub(u64::from(row.segment) * SEGMENT).min(SEGMENT);
-            let whole = known.get(&row.segment).is_some_and(|covered| u64::from(*covered) >= asked);
-            if whole && !Marks::read(row)?.0.contains(&self.mark) {
-                never.insert(row.segment);
+            if until.get(&row.segment).is_some_and(|until| u64::from(*until) >= asked) {
+                known.insert(row.segment, Marks::read(row)?.0.contains(&self.mark));
             }
         }
-        Ok(never)
+        Ok(known)
     }
 }
