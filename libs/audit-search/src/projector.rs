@@ -237,7 +237,7 @@ impl Projector {
             let worth = match fresh.holder {
                 Holder::No => None,
                 Holder::Always => Some(true),
-                Holder::IfFrequent => Some(fresh.offsets.len() * FREQUENT >= end.0 - from.0),
+                Holder::IfFrequent => Some(fresh.offsets.len() * FREQUENT >= within(segment, from, end)),
             };
             if let Some(worth) = worth {
                 postings.extend(kept.grown(term, segment, fresh.met, worth)?);
@@ -264,7 +264,7 @@ enum Holder {
     #[default]
     No,
     Always,
-    /// From a run on in which it stands in one of [`FREQUENT`] entries. There may be thousands of addresses in a segment, and what is
+    /// If it stands in one of [`FREQUENT`] entries of the run that brings the first of the segment. There may be thousands of addresses in a segment, and what is
     /// kept beside each is a row more.
     IfFrequent,
 }
@@ -320,6 +320,12 @@ impl<'a> Seen<'a> {
             Entry::Vacant(new) => *new.insert(term::address(self.keyring, realm, address)?),
         })
     }
+}
+
+/// How many entries of a run from `from` to before `end` are of a segment.
+fn within(segment: u32, from: TreeSize, end: TreeSize) -> u64 {
+    let start = u64::from(segment) * SEGMENT;
+    end.0.min(start + SEGMENT).saturating_sub(from.0.max(start))
 }
 
 /// The segment of an entry, and its offset there.
