@@ -264,10 +264,7 @@ fn questions(world: &World) -> Vec<(&'static str, EntryFilter)> {
             EntryFilter { address: Some(ODD_ADDRESS), action: Some(Action::SessionCreated), ..all() },
         ),
         ("nothing: address and outcome", EntryFilter { address: Some(busy), outcome: Some(Outcome::Refused), ..all() }),
-        (
-            "nothing: address and actor",
-            EntryFilter { address: Some(busy), actor: Some("key-3".into()), ..all() },
-        ),
+        ("nothing: address and actor", EntryFilter { address: Some(busy), actor: Some("key-3".into()), ..all() }),
         ("nothing: address that never was", EntryFilter { address: Some(IpAddr::from([203, 0, 113, 1])), ..all() }),
         ("nothing: time before the log", EntryFilter { to: Some(Timestamp::from_micros(EPOCH)), ..all() }),
     ]
