@@ -21,23 +21,46 @@ impl LogPostings for PostgresLog {
     }
 
     async fn postings(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<Posting>, ReadError> {
-        let wanted: Vec<Vec<u8>> = terms.iter().map(|term| term.0.to_vec()).collect();
         let found: Vec<(Vec<u8>, i32, Vec<u8>)> = sqlx::query_as(
             "SELECT p.term, p.segment, p.offsets FROM unnest($1::bytea[]) AS w (term)
              JOIN counterfoil.posting AS p ON p.term = w.term AND p.segment BETWEEN $2 AND $3",
         )
-        .bind(wanted)
+        .bind(bytes(terms))
         .bind(number(*segments.start()))
         .bind(number(*segments.end()))
         .fetch_all(&self.readers)
         .await
         .map_err(unavailable)?;
-        let posting = |(term, segment, offsets): (Vec<u8>, i32, Vec<u8>)| {
-            let term = term.try_into().map_err(|_| ReadError::Corrupt("a term of another length".into()))?;
-            let segment = u32::try_from(segment).map_err(|_| ReadError::Corrupt("a negative segment".into()))?;
-            Ok(Posting { term: Term(term), segment, offsets })
-        };
         found.into_iter().map(posting).collect()
+    }
+
+    async fn postings_in(&self, terms: &[Term], segments: &[u32]) -> Result<Vec<Posting>, ReadError> {
+        let found: Vec<(Vec<u8>, i32, Vec<u8>)> = sqlx::query_as(
+            "SELECT p.term, p.segment, p.offsets FROM unnest($1::bytea[]) AS w (term)
+             JOIN counterfoil.posting AS p ON p.term = w.term AND p.segment = ANY ($2::int[])",
+        )
+        .bind(bytes(terms))
+        .bind(segments.iter().map(|segment| number(*segment)).collect::<Vec<_>>())
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable)?;
+        found.into_iter().map(posting).collect()
+    }
+
+    async fn segments_with(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<u32>, ReadError> {
+        // By the index alone, where vacuum has been: no offsets are touched.
+        let found: Vec<i32> = sqlx::query_scalar(
+            "SELECT p.segment FROM unnest($1::bytea[]) AS w (term)
+             JOIN counterfoil.posting AS p ON p.term = w.term AND p.segment BETWEEN $2 AND $3
+             GROUP BY p.segment HAVING count(*) = cardinality($1::bytea[]) ORDER BY p.segment",
+        )
+        .bind(bytes(terms))
+        .bind(number(*segments.start()))
+        .bind(number(*segments.end()))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable)?;
+        found.into_iter().map(unsigned_segment).collect()
     }
 
     async fn project(
@@ -69,6 +92,19 @@ impl LogPostings for PostgresLog {
                 .map_err(unavailable)?;
         found.into_iter().map(|index| unsigned(index).map(LeafIndex)).collect()
     }
+}
+
+fn posting((term, segment, offsets): (Vec<u8>, i32, Vec<u8>)) -> Result<Posting, ReadError> {
+    let term = term.try_into().map_err(|_| ReadError::Corrupt("a term of another length".into()))?;
+    Ok(Posting { term: Term(term), segment: unsigned_segment(segment)?, offsets })
+}
+
+fn bytes(terms: &[Term]) -> Vec<Vec<u8>> {
+    terms.iter().map(|term| term.0.to_vec()).collect()
+}
+
+fn unsigned_segment(segment: i32) -> Result<u32, ReadError> {
+    u32::try_from(segment).map_err(|_| ReadError::Corrupt("a negative segment".into()))
 }
 
 /// Segments stay far below 2^31: that many would be 140 million million entries.

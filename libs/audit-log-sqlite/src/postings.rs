@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use audit_log::{LogPostings, Posting, Projected, Projection, ReadError, Term};
 use session_model::{LeafIndex, SessionId, TreeSize};
 use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow;
 
 use crate::SqliteLog;
 use crate::open::{signed, unavailable, unsigned};
@@ -44,12 +45,44 @@ impl LogPostings for SqliteLog {
             .fetch_all(&self.readers)
             .await
             .map_err(unavailable)?;
-        let posting = |row: &sqlx::sqlite::SqliteRow| {
-            let term: &[u8] = column(row, "term")?;
-            let term = term.try_into().map_err(|_| ReadError::Corrupt("a term of another length".into()))?;
-            Ok(Posting { term: Term(term), segment: column(row, "segment")?, offsets: column(row, "offsets")? })
-        };
         found.iter().map(posting).collect()
+    }
+
+    async fn postings_in(&self, terms: &[Term], segments: &[u32]) -> Result<Vec<Posting>, ReadError> {
+        let mut rows = Rows::new();
+        for term in terms {
+            for segment in segments {
+                rows.row().blob(term.0).int((*segment).into());
+            }
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let query = rows.query(
+            "SELECT p.term, p.segment, p.offsets FROM json_each(?1) AS j
+             CROSS JOIN posting AS p ON p.term = substr(?2, j.value ->> 0, j.value ->> 1) AND p.segment = j.value ->> 2",
+        );
+        let found = query.fetch_all(&self.readers).await.map_err(unavailable)?;
+        found.iter().map(posting).collect()
+    }
+
+    async fn segments_with(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<u32>, ReadError> {
+        let rows = Rows::of(terms.iter().map(|term| term.0));
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let query = rows.query(
+            "SELECT p.segment FROM json_each(?1) AS j
+             CROSS JOIN posting AS p ON p.term = substr(?2, j.value ->> 0, j.value ->> 1) AND p.segment BETWEEN ?3 AND ?4
+             GROUP BY p.segment HAVING count(*) = json_array_length(?1) ORDER BY p.segment",
+        );
+        let found = query
+            .bind(i64::from(*segments.start()))
+            .bind(i64::from(*segments.end()))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable)?;
+        found.iter().map(|row| column(row, "segment")).collect()
     }
 
     async fn project(
@@ -77,6 +110,12 @@ impl LogPostings for SqliteLog {
         let found = query.fetch_all(&self.readers).await.map_err(unavailable)?;
         found.iter().map(|row| Ok(LeafIndex(unsigned(column(row, "leaf_index")?)?))).collect()
     }
+}
+
+fn posting(row: &SqliteRow) -> Result<Posting, ReadError> {
+    let term: &[u8] = column(row, "term")?;
+    let term = term.try_into().map_err(|_| ReadError::Corrupt("a term of another length".into()))?;
+    Ok(Posting { term: Term(term), segment: column(row, "segment")?, offsets: column(row, "offsets")? })
 }
 
 async fn project(

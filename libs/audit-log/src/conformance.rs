@@ -101,6 +101,7 @@ macro_rules! conformance_tests {
                 batches_with_sealed_parts_are_found_from_any_entry
                 postings_read_back_by_term_and_segment
                 postings_are_changed_by_one_at_a_time
+                segments_in_which_terms_stand_are_known
                 places_of_sessions_are_found_together
                 resolve_tells_whether_a_batch_is_there
                 a_turn_goes_on_after_a_refusal
@@ -1404,6 +1405,42 @@ pub async fn postings_are_changed_by_one_at_a_time(log: Arc<dyn LogStore>) {
     assert_eq!(log.project(now, TreeSize(2), &[posting(1, 0, b"c")]).await.unwrap(), Projected::Moved);
     assert_eq!(found(&*log, &[1], 0..=0).await, [posting(1, 0, b"a")]);
     assert_eq!(log.projection().await.unwrap(), Projection { size: TreeSize(1), revision: 2 });
+}
+
+/// Those that have every term; and postings of segments that do not follow one another.
+pub async fn segments_in_which_terms_stand_are_known(log: Arc<dyn LogStore>) {
+    let all = [
+        posting(1, 0, b"a"),
+        posting(1, 3, b"b"),
+        posting(1, 4, &[7; 9_000]),
+        posting(1, 90, b"d"),
+        posting(2, 3, b"e"),
+        posting(2, 4, &[8; 9_000]),
+        posting(2, 5, b"f"),
+        posting(2, 90, b"g"),
+        posting(3, 90, b"h"),
+    ];
+    assert_eq!(log.project(Projection::default(), TreeSize(1), &all).await.unwrap(), Projected::Yes);
+    let with = async |terms: &[u8], segments| {
+        let terms: Vec<Term> = terms.iter().map(|term| Term([*term; 16])).collect();
+        log.segments_with(&terms, segments).await.unwrap()
+    };
+    assert_eq!(with(&[1], 0..=u32::MAX).await, [0, 3, 4, 90]);
+    assert_eq!(with(&[1, 2], 0..=u32::MAX).await, [3, 4, 90]);
+    assert_eq!(with(&[2, 1], 4..=89).await, [4]);
+    assert_eq!(with(&[3, 1, 2], 0..=90).await, [90]);
+    assert!(with(&[1, 4], 0..=90).await.is_empty());
+    assert!(with(&[], 0..=90).await.is_empty());
+    let listed = async |terms: &[u8], segments: &[u32]| {
+        let terms: Vec<Term> = terms.iter().map(|term| Term([*term; 16])).collect();
+        let mut found = log.postings_in(&terms, segments).await.unwrap();
+        found.sort_by_key(|posting| (posting.term, posting.segment));
+        found
+    };
+    assert_eq!(listed(&[1, 2], &[90, 4]).await, [2, 3, 5, 7].map(|at| all[at].clone()));
+    assert_eq!(listed(&[2], &[0, 5, 6]).await, [all[6].clone()]);
+    assert!(listed(&[1], &[]).await.is_empty());
+    assert!(listed(&[], &[0, 3]).await.is_empty());
 }
 
 /// Every version of each, whichever comes first.

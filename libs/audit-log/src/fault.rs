@@ -248,6 +248,14 @@ impl LogPostings for FaultyLog {
         self.reach()?.postings(terms, segments).await
     }
 
+    async fn postings_in(&self, terms: &[Term], segments: &[u32]) -> Result<Vec<Posting>, ReadError> {
+        self.reach()?.postings_in(terms, segments).await
+    }
+
+    async fn segments_with(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<u32>, ReadError> {
+        self.reach()?.segments_with(terms, segments).await
+    }
+
     async fn project(
         &self,
         expected: Projection,

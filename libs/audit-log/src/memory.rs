@@ -403,6 +403,25 @@ impl LogPostings for MemoryLog {
         Ok(terms.iter().flat_map(|term| of_term(*term)).map(posting).collect())
     }
 
+    async fn postings_in(&self, terms: &[Term], segments: &[u32]) -> Result<Vec<Posting>, ReadError> {
+        let state = self.state.lock();
+        let places = terms.iter().flat_map(|term| segments.iter().map(|segment| (*term, *segment)));
+        let posting = |(term, segment)| {
+            let offsets = state.postings.get(&(term, segment))?.clone();
+            Some(Posting { term, segment, offsets })
+        };
+        Ok(places.filter_map(posting).collect())
+    }
+
+    async fn segments_with(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<u32>, ReadError> {
+        let state = self.state.lock();
+        let Some((first, others)) = terms.split_first() else { return Ok(Vec::new()) };
+        let of_first = state.postings.range((*first, *segments.start())..=(*first, *segments.end()));
+        let candidates = of_first.map(|((_, segment), _)| *segment);
+        let all = |segment: &u32| others.iter().all(|term| state.postings.contains_key(&(*term, *segment)));
+        Ok(candidates.filter(all).collect())
+    }
+
     async fn project(
         &self,
         expected: Projection,

@@ -23,7 +23,8 @@ pub struct Posting {
     pub term: Term,
     /// Which segment.
     pub segment: u32,
-    /// The offsets in the segment, as a Roaring bitmap in its portable format. The store only keeps them.
+    /// The offsets in the segment, as a Roaring bitmap in its portable format; under some terms that whoever searches keeps for
+    /// itself, other things. The store only keeps them.
     pub offsets: Vec<u8>,
 }
 
@@ -60,6 +61,13 @@ pub trait LogPostings: Send + Sync + 'static {
 
     /// The postings of these terms in these segments, in any order; what there is not is left out.
     async fn postings(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<Posting>, ReadError>;
+
+    /// As [`Self::postings`], in exactly these segments, each named once.
+    async fn postings_in(&self, terms: &[Term], segments: &[u32]) -> Result<Vec<Posting>, ReadError>;
+
+    /// In which of these segments every one of the terms has a posting, in ascending order; each term is named once, and none
+    /// are in no segment. Costs little beside reading the postings: nothing is said of what stands in them.
+    async fn segments_with(&self, terms: &[Term], segments: RangeInclusive<u32>) -> Result<Vec<u32>, ReadError>;
 
     /// Puts these in the place of what is kept for the same term and segment (no offsets: removes it), if the projection is
     /// still `expected`; then it has come to `size`, with the next revision. In one transaction.

@@ -1,6 +1,7 @@
 //! The log as auditors see it: found by filters, opened on demand.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use audit_log::{LogStore, Posting, ReadError, Recent, SEGMENT, SealedEntry, SessionFilter, StoredEntry, Term};
@@ -10,6 +11,7 @@ use sealing::{DataKey, Keyring, SealError};
 use session_model::{Action, KeyId, Leaf, LeafIndex, RealmName, SealedPart, SessionId};
 
 use crate::filter::EntryFilter;
+use crate::meeting::Meeting;
 use crate::pace::Pace;
 use crate::projector::{Projector, addresses, place, read};
 use crate::term;
@@ -94,9 +96,12 @@ impl std::fmt::Debug for Archive {
 }
 
 /// Segments whose postings are fetched at once, at most: 8 KiB each and term.
-const STRIDE: u32 = 64;
+const STRIDE: usize = 64;
 /// Segments from which on their postings are worth two questions at a time.
-const WIDE: u32 = 16;
+const WIDE: usize = 16;
+/// Segments of which is asked at once whether they are worth reading: 67 million entries. Some hundred bytes each, or some KiB where an
+/// address that very many use is asked for.
+const WINDOW: u32 = 1_024;
 /// Sessions looked up at once.
 const SESSIONS: usize = 2_000;
 
@@ -152,10 +157,10 @@ impl Archive {
         }
         let mut taken = Taken { low, high, order, wanted: limit.saturating_add(1), indices: Vec::new() };
         if low < high {
-            let terms = self.terms(filter)?;
+            let wanted = self.wanted(filter)?;
             match self.candidates(filter).await? {
-                Some(candidates) => self.among(&candidates, &terms, &mut taken).await?,
-                None => self.everywhere(&terms, &mut taken).await?,
+                Some(candidates) => self.among(&candidates, &wanted.terms, &mut taken).await?,
+                None => self.everywhere(&wanted, &mut taken).await?,
             }
         }
         let more = taken.indices.len() > limit;
@@ -256,18 +261,22 @@ impl Archive {
         }
     }
 
-    /// The terms that an entry must stand under. Every one is of the realm; at least one there is.
-    fn terms(&self, filter: &EntryFilter) -> Result<Vec<Term>, SearchError> {
-        let realm = &filter.realm;
-        let mut terms = Vec::new();
-        terms.extend(filter.actor.as_ref().map(|id| term::actor(realm, id)));
-        terms.extend(filter.action.map(|action| term::action(realm, action)));
-        terms.extend(filter.outcome.map(|outcome| term::outcome(realm, outcome)));
-        terms.extend(filter.address.map(|address| term::address(&self.keyring, realm, address)).transpose()?);
-        if terms.is_empty() {
-            terms.push(term::realm(realm));
-        }
-        Ok(terms)
+    /// What an entry must stand under.
+    fn wanted(&self, filter: &EntryFilter) -> Result<Wanted, SearchError> {
+        let name = &filter.realm;
+        let address = filter.address.map(|address| term::address(&self.keyring, name, address)).transpose()?;
+        let actor = filter.actor.as_ref().map(|id| term::actor(name, id));
+        let action = filter.action.map(|action| term::action(name, action));
+        let outcome = filter.outcome.map(|outcome| term::outcome(name, outcome));
+        let realm = term::realm(name);
+        let terms: Vec<Term> = [address, actor, action, outcome].into_iter().flatten().collect();
+        let meeting = match terms.as_slice() {
+            [] => return Ok(Wanted { terms: vec![realm], meeting: None }),
+            [_] => None,
+            both if address.or(actor).is_none() => Some(Meeting::new(realm, both)),
+            [holder, others @ ..] => Some(Meeting::new(*holder, others)),
+        };
+        Ok(Wanted { terms, meeting })
     }
 
     /// The entries of the session, of the subject, or of both, if the filter names them.
@@ -341,57 +350,88 @@ impl Archive {
         if matches!(taken.order, Order::NewestFirst(_)) {
             by_segment.reverse();
         }
-        for (segment, offsets) in by_segment {
-            let fits = self.intersections(terms, segment, segment).await?.remove(&segment).unwrap_or_default();
-            if taken.take(segment, &(offsets & fits)) {
-                break;
+        for some in stretches(&by_segment, 1) {
+            let segments: Vec<u32> = some.iter().map(|(segment, _)| *segment).collect();
+            let fits = self.intersections(terms, &segments).await?;
+            for (segment, offsets) in some {
+                if let Some(fits) = fits.get(segment)
+                    && taken.take(*segment, &(offsets & fits))
+                {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
 
-    /// Walks the segments; more of them at once the longer nothing is found.
-    async fn everywhere(&self, terms: &[Term], taken: &mut Taken) -> Result<(), SearchError> {
+    /// Walks the segments. The nearest is read at once, for most searches end in it; of the others first those are found that are
+    /// worth reading.
+    async fn everywhere(&self, wanted: &Wanted, taken: &mut Taken) -> Result<(), SearchError> {
         let (first, _) = place(LeafIndex(taken.low));
         let (last, _) = place(LeafIndex(taken.high - 1));
-        let mut stride = 1;
-        let (mut from, mut to) = (first, last);
-        while from <= to {
-            let (low, high) = match taken.order {
-                Order::NewestFirst(_) => (to.saturating_sub(stride - 1).max(from), to),
-                Order::OldestFirst(_) => (from, from.saturating_add(stride - 1).min(to)),
+        let (nearest, mut rest) = match taken.order {
+            Order::NewestFirst(_) => (last, first..last),
+            Order::OldestFirst(_) => (first, first + 1..last + 1),
+        };
+        if self.take_from(&wanted.terms, &[nearest], taken).await? {
+            return Ok(());
+        }
+        while !rest.is_empty() {
+            let window = match taken.order {
+                Order::NewestFirst(_) => rest.end.saturating_sub(WINDOW).max(rest.start)..rest.end,
+                Order::OldestFirst(_) => rest.start..rest.start.saturating_add(WINDOW).min(rest.end),
             };
-            let mut fits = self.intersections(terms, low, high).await?;
-            let segments: Box<dyn Iterator<Item = u32> + Send> = match taken.order {
-                Order::NewestFirst(_) => Box::new((low..=high).rev()),
-                Order::OldestFirst(_) => Box::new(low..=high),
+            rest = match taken.order {
+                Order::NewestFirst(_) => rest.start..window.start,
+                Order::OldestFirst(_) => window.end..rest.end,
             };
-            for segment in segments {
-                if let Some(offsets) = fits.remove(&segment)
-                    && taken.take(segment, &offsets)
-                {
+            let mut promising = self.promising(wanted, window.start..=window.end - 1, taken.high).await?;
+            if matches!(taken.order, Order::NewestFirst(_)) {
+                promising.reverse();
+            }
+            for some in stretches(&promising, 4) {
+                if self.take_from(&wanted.terms, some, taken).await? {
                     return Ok(());
                 }
             }
-            match taken.order {
-                Order::NewestFirst(_) if low == 0 => return Ok(()),
-                Order::NewestFirst(_) => to = low - 1,
-                Order::OldestFirst(_) => from = high + 1,
-            }
-            stride = (stride * 4).min(STRIDE);
         }
         Ok(())
+    }
+
+    /// Those of these segments in which every term stands, and in which they may meet.
+    async fn promising(
+        &self,
+        wanted: &Wanted,
+        segments: RangeInclusive<u32>,
+        high: u64,
+    ) -> Result<Vec<u32>, SearchError> {
+        let known = match wanted.meeting {
+            Some(meeting) => meeting.known(&self.log.postings(&meeting.terms(), segments.clone()).await?, high)?,
+            None => HashMap::new(),
+        };
+        if segments.clone().all(|segment| known.contains_key(&segment)) {
+            return Ok(segments.filter(|segment| known.get(segment) == Some(&true)).collect());
+        }
+        let mut promising = self.log.segments_with(&wanted.terms, segments).await?;
+        promising.retain(|segment| known.get(segment) != Some(&false));
+        Ok(promising)
+    }
+
+    /// Takes what stands under all terms in these segments, in their order; `true` when there is enough.
+    async fn take_from(&self, terms: &[Term], segments: &[u32], taken: &mut Taken) -> Result<bool, SearchError> {
+        let fits = self.intersections(terms, segments).await?;
+        let mut found = segments.iter().filter_map(|segment| Some((*segment, fits.get(segment)?)));
+        Ok(found.any(|(segment, offsets)| taken.take(segment, offsets)))
     }
 
     /// For each of these segments that has any: the entries that stand under all terms.
     async fn intersections(
         &self,
         terms: &[Term],
-        low: u32,
-        high: u32,
+        segments: &[u32],
     ) -> Result<HashMap<u32, RoaringBitmap>, SearchError> {
         let mut by_segment: HashMap<u32, Vec<Posting>> = HashMap::new();
-        for posting in self.postings(terms, low, high).await? {
+        for posting in self.postings(terms, segments).await? {
             by_segment.entry(posting.segment).or_default().push(posting);
         }
         // A term that is missing in a segment has no entry there.
@@ -399,16 +439,32 @@ impl Archive {
         by_segment.into_iter().map(|(segment, postings)| Ok((segment, intersection(postings)?))).collect()
     }
 
-    /// The postings of some segments, a wide stretch of them in two halves at the same time.
-    async fn postings(&self, terms: &[Term], low: u32, high: u32) -> Result<Vec<Posting>, SearchError> {
-        if high - low < WIDE {
-            return Ok(self.log.postings(terms, low..=high).await?);
+    /// The postings of some segments, many of them in two halves at the same time.
+    async fn postings(&self, terms: &[Term], segments: &[u32]) -> Result<Vec<Posting>, SearchError> {
+        if segments.len() < WIDE {
+            return Ok(self.log.postings_in(terms, segments).await?);
         }
-        let middle = low + (high - low) / 2;
-        let halves =
-            try_join(self.log.postings(terms, low..=middle), self.log.postings(terms, middle + 1..=high)).await?;
+        let (one, other) = segments.split_at(segments.len() / 2);
+        let halves = try_join(self.log.postings_in(terms, one), self.log.postings_in(terms, other)).await?;
         Ok(halves.0.into_iter().chain(halves.1).collect())
     }
+}
+
+/// What an entry must stand under: terms of the realm, at least one.
+struct Wanted {
+    terms: Vec<Term>,
+    /// Whether they meet at all in a segment, if there are several.
+    meeting: Option<Meeting>,
+}
+
+/// All of these in order, cut into stretches: each four times as long as the one before, for as long as nothing is found.
+fn stretches<T>(mut all: &[T], first: usize) -> impl Iterator<Item = &[T]> {
+    let mut length = first;
+    std::iter::from_fn(move || {
+        let (stretch, rest) = all.split_at_checked(length).unwrap_or((all, &[]));
+        (all, length) = (rest, (length * 4).min(STRIDE));
+        (!stretch.is_empty()).then_some(stretch)
+    })
 }
 
 /// What stands in all of these postings of one segment.

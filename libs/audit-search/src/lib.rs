@@ -9,6 +9,7 @@
 mod archive;
 mod filter;
 mod history;
+mod meeting;
 mod pace;
 mod projector;
 mod term;

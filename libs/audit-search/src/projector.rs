@@ -1,5 +1,6 @@
 //! Keeps the postings true to the log.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,13 +9,15 @@ use audit_log::{LogStore, Posting, Projected, Recent, RecentEntry, SEGMENT, Seal
 use parking_lot::Mutex as Plain;
 use roaring::RoaringBitmap;
 use sealing::{DataKey, Keyring};
-use session_model::{Action, KeyId, Leaf, LeafIndex, SealedPart, TreeSize};
+use session_model::{Action, KeyId, Leaf, LeafIndex, Outcome, RealmName, SealedPart, TreeSize};
 use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::archive::{SearchError, keys_of};
+use crate::meeting::{Kept, Marks};
 use crate::pace::Pace;
-use crate::{term, times};
+use crate::term::Common;
+use crate::{meeting, term, times};
 
 /// Entries projected in one go: a MB or two.
 const RUN: usize = 2_048;
@@ -73,8 +76,8 @@ impl Projector {
                 run = self.read_back(now.size).await?;
             }
             let Some(end) = run.last().map(|entry| TreeSize(entry.index.0 + 1)) else { return Ok(()) };
-            let fresh = self.postings_of(&run).await?;
-            let mut postings = self.merged(fresh, now.size).await?;
+            let fresh = self.gathered(&run).await?;
+            let mut postings = self.merged(fresh, now.size, end).await?;
             postings.extend(self.time_marks(&run).await?);
             match self.log.project(now, end, &postings).await? {
                 Projected::Yes => self.seen.lock().size = end,
@@ -108,6 +111,8 @@ impl Projector {
                         }
                     }
                     changed.push(written(found.term, *segment, &offsets));
+                    // What those entries met must not stay either. What the others did is found by their bitmaps.
+                    changed.push(Posting { term: meeting::beside(found.term), segment: *segment, offsets: Vec::new() });
                 }
             }
             match self.log.project(now, now.size, &changed).await? {
@@ -140,21 +145,26 @@ impl Projector {
         Ok(run)
     }
 
-    /// The terms of every entry, as offsets by term and segment.
-    async fn postings_of(&self, run: &[RecentEntry]) -> Result<HashMap<(Term, u32), RoaringBitmap>, SearchError> {
+    /// What every entry stands under, by term and segment.
+    async fn gathered(&self, run: &[RecentEntry]) -> Result<HashMap<(Term, u32), Fresh>, SearchError> {
         let former = self.former_keys(run).await?;
-        let mut postings: HashMap<(Term, u32), RoaringBitmap> = HashMap::new();
+        let mut fresh = HashMap::new();
+        let mut seen = Seen { keyring: &self.keyring, combinations: HashMap::new(), addresses: HashMap::new() };
         let mut pace = Pace::default();
         for RecentEntry { index, leaf, addresses } in run {
             pace.step().await;
-            let (segment, offset) = place(*index);
-            let addresses = addresses.iter().map(|address| term::address(&self.keyring, &leaf.realm, *address));
-            let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
-            for term in term::of_leaf(leaf, former.get(index).copied()).into_iter().chain(addresses) {
-                postings.entry((term, segment)).or_default().insert(offset);
+            let (number, Common { realm, actor, action, outcome }) = seen.combination(leaf);
+            stands(&mut fresh, realm, *index).meets(Holder::Always, number, &[action, outcome]);
+            stands(&mut fresh, actor, *index).meets(Holder::Always, number, &[action, outcome]);
+            for term in [action, outcome].into_iter().chain(term::of_few(leaf, former.get(index).copied())) {
+                stands(&mut fresh, term, *index);
+            }
+            for address in addresses {
+                let address = seen.address(&leaf.realm, *address)?;
+                stands(&mut fresh, address, *index).meets(Holder::IfFrequent, number, &[actor, action, outcome]);
             }
         }
-        Ok(postings)
+        Ok(fresh)
     }
 
     /// The times of every 64th entry, and of the first of each segment, behind those that are kept already.
@@ -207,27 +217,115 @@ impl Projector {
     /// Adds what stands in the postings already. Only the segment that a run begins in can have any.
     async fn merged(
         &self,
-        mut fresh: HashMap<(Term, u32), RoaringBitmap>,
+        fresh: HashMap<(Term, u32), Fresh>,
         from: TreeSize,
+        end: TreeSize,
     ) -> Result<Vec<Posting>, SearchError> {
-        let (segment, _) = place(LeafIndex(from.0));
-        let touched: Vec<Term> = fresh.keys().filter(|(_, of)| *of == segment).map(|(term, _)| *term).collect();
-        for found in self.log.postings(&touched, segment..=segment).await? {
-            let before = read(&found)?;
-            if let Some(offsets) = fresh.get_mut(&(found.term, segment)) {
-                *offsets |= before;
-            }
+        let (first, offset) = place(LeafIndex(from.0));
+        let mut touched = vec![meeting::COVERED];
+        for ((term, _), fresh) in fresh.iter().filter(|((_, segment), _)| *segment == first) {
+            touched.push(*term);
+            touched.extend((fresh.holder != Holder::No).then(|| meeting::beside(*term)));
         }
+        let begun = Kept::found(self.log.postings(&touched, first..=first).await?, offset)?;
+        let new = Kept::nothing();
         let mut postings = Vec::with_capacity(fresh.len());
         let mut pace = Pace::default();
-        for ((term, segment), offsets) in &mut fresh {
+        for ((term, segment), mut fresh) in fresh {
             pace.step().await;
-            offsets.optimize();
-            postings.push(written(*term, *segment, offsets));
+            let kept = if segment == first { &begun } else { &new };
+            let worth = match fresh.holder {
+                Holder::No => None,
+                Holder::Always => Some(true),
+                Holder::IfFrequent => Some(fresh.offsets.len() * FREQUENT >= within(segment, from, end)),
+            };
+            if let Some(worth) = worth {
+                postings.extend(kept.grown(term, segment, fresh.met, worth)?);
+            }
+            if let Some(before) = kept.rows.get(&term) {
+                fresh.offsets |= read(before)?;
+            }
+            fresh.offsets.optimize();
+            postings.push(written(term, segment, &fresh.offsets));
+        }
+        let (last, offset) = place(LeafIndex(end.0 - 1));
+        for segment in first..=last {
+            let kept = if segment == first { &begun } else { &new };
+            postings.extend(kept.covered(segment, if segment == last { offset + 1 } else { meeting::WHOLE }));
         }
         postings.sort_unstable_by_key(|posting| (posting.term, posting.segment));
         Ok(postings)
     }
+}
+
+/// Whether what a term meets is kept beside it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Holder {
+    #[default]
+    No,
+    Always,
+    /// If it stands in one of [`FREQUENT`] entries of the run that brings the first of the segment. There may be thousands of addresses in a segment, and what is
+    /// kept beside each is a row more.
+    IfFrequent,
+}
+
+/// See [`Holder::IfFrequent`].
+const FREQUENT: u64 = 256;
+
+/// What a run adds under a term in a segment.
+#[derive(Default)]
+struct Fresh {
+    offsets: RoaringBitmap,
+    holder: Holder,
+    /// Which combinations it stands with, if the term is a holder.
+    numbers: RoaringBitmap,
+    met: Marks,
+}
+
+impl Fresh {
+    /// The entry's combination has this number; these are its terms, less the holder's own.
+    fn meets(&mut self, holder: Holder, number: u32, others: &[Term]) {
+        self.holder = holder;
+        if self.numbers.insert(number) {
+            self.met.meet(others);
+        }
+    }
+}
+
+fn stands(fresh: &mut HashMap<(Term, u32), Fresh>, term: Term, index: LeafIndex) -> &mut Fresh {
+    let (segment, offset) = place(index);
+    let fresh = fresh.entry((term, segment)).or_default();
+    fresh.offsets.insert(offset);
+    fresh
+}
+
+/// What the entries of a run have in common: most digests are of something that was there before.
+struct Seen<'a> {
+    keyring: &'a Keyring,
+    combinations: HashMap<(&'a RealmName, &'a str, Action, Outcome), (u32, Common)>,
+    addresses: HashMap<(&'a RealmName, IpAddr), Term>,
+}
+
+impl<'a> Seen<'a> {
+    /// The terms of an entry's realm, actor, action and outcome, and the number of that combination in this run.
+    fn combination(&mut self, leaf: &'a Leaf) -> (u32, Common) {
+        let number = self.combinations.len() as u32;
+        let key = (&leaf.realm, leaf.actor.id.as_str(), leaf.action, leaf.outcome);
+        *self.combinations.entry(key).or_insert_with(|| (number, Common::of(leaf)))
+    }
+
+    fn address(&mut self, realm: &'a RealmName, address: IpAddr) -> Result<Term, SearchError> {
+        Ok(match self.addresses.entry((realm, address)) {
+            Entry::Occupied(seen) => *seen.get(),
+            Entry::Vacant(new) => *new.insert(term::address(self.keyring, realm, address)?),
+        })
+    }
+}
+
+/// How many entries of a run from `from` to before `end` are of a segment.
+fn within(segment: u32, from: TreeSize, end: TreeSize) -> u64 {
+    let start = u64::from(segment) * SEGMENT;
+    end.0.min(start + SEGMENT).saturating_sub(from.0.max(start))
 }
 
 /// The segment of an entry, and its offset there.

@@ -81,19 +81,34 @@ pub(crate) fn address(keyring: &Keyring, realm: &RealmName, address: IpAddr) -> 
     keyring.address(realm, address).map(|digest| shortened(&digest))
 }
 
-/// Everything a leaf is found by, addresses aside. `former` is the data key that sealed the session before this entry.
+/// What every entry stands under.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Common {
+    pub(crate) realm: Term,
+    pub(crate) actor: Term,
+    pub(crate) action: Term,
+    pub(crate) outcome: Term,
+}
+
+impl Common {
+    pub(crate) fn of(leaf: &Leaf) -> Self {
+        Self {
+            realm: realm(&leaf.realm),
+            actor: actor(&leaf.realm, &leaf.actor.id),
+            action: action(&leaf.realm, leaf.action),
+            outcome: outcome(&leaf.realm, leaf.outcome),
+        }
+    }
+}
+
+/// What else a leaf is found by, addresses aside. `former` is the data key that sealed the session before this entry.
 ///
 /// Entries that make a version of a session are found by that session, and by its subject, through the log's own index; only
 /// what that does not know stands here: entries about a session or a subject that change no session, and the entry that takes
 /// a session from one subject to another.
-pub(crate) fn of_leaf(leaf: &Leaf, former: Option<KeyId>) -> Vec<Term> {
+pub(crate) fn of_few(leaf: &Leaf, former: Option<KeyId>) -> Vec<Term> {
     let realm_name = &leaf.realm;
-    let mut terms = vec![
-        realm(realm_name),
-        actor(realm_name, &leaf.actor.id),
-        action(realm_name, leaf.action),
-        outcome(realm_name, leaf.outcome),
-    ];
+    let mut terms = Vec::new();
     let named_session = leaf.detail.get("session").and_then(|id| id.parse().ok());
     let named_subject = leaf.detail.get("subject_key").and_then(|id| id.parse::<KeyId>().ok());
     if leaf.action == Action::AuditRead {

@@ -41,8 +41,10 @@ const LIFE: u64 = 5;
 /// Sessions of a subject, and sessions that one address begins, on average.
 const PER_SUBJECT: u64 = 10;
 const PER_ADDRESS: u64 = 100;
-/// One entry in this many is a refused request, or an auditor's reading.
+/// One entry in this many is a refused request, of an actor and from an address that do nothing else.
 const ODD: u64 = 97;
+const ODD_ACTOR: &str = "key-odd";
+const ODD_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
 
 /// A microsecond of the log's time lies between two entries.
 const EPOCH: i64 = 1_750_000_000_000_000;
@@ -141,13 +143,17 @@ impl World {
         claims: Claims,
     ) -> Proposed {
         let outcome = if event.is_some() { Outcome::Success } else { Outcome::Refused };
-        let origin = Some(IpAddr::from([192, 0, 2, (number % 4) as u8]));
+        let (origin, actor) = match action {
+            Action::RequestRefused => (ODD_ADDRESS, ODD_ACTOR.to_owned()),
+            _ => (IpAddr::from([192, 0, 2, (number % 4) as u8]), format!("key-{}", number % 8)),
+        };
+        let origin = Some(origin);
         let part = SealedPart { event, origin, facts: Default::default() };
         let entry_id = EntryId::new(uuid(2, number));
         let sealed = self.key.seal(entry_id, &part.encode().unwrap()).unwrap();
         let leaf = Leaf {
             action,
-            actor: Actor { id: format!("key-{}", number % 8), role: Role::Application },
+            actor: Actor { id: actor, role: Role::Application },
             commitment: Some(sealed.commitment),
             data_key: Some(key),
             detail: Default::default(),
@@ -204,6 +210,7 @@ fn questions(world: &World) -> Vec<(&'static str, EntryFilter)> {
     let all = || EntryFilter::all(world.realm.clone());
     let middle = world.sessions / 2;
     let early = address(1);
+    let busy = IpAddr::from([192, 0, 2, 1]);
     vec![
         ("none", all()),
         (
@@ -239,10 +246,25 @@ fn questions(world: &World) -> Vec<(&'static str, EntryFilter)> {
             },
         ),
         ("nothing: action that never was", EntryFilter { action: Some(Action::ViewQuarantined), ..all() }),
+        // Each of the two stands in every segment.
         (
             "nothing: two that are never together",
             EntryFilter { action: Some(Action::SessionCreated), outcome: Some(Outcome::Refused), ..all() },
         ),
+        (
+            "nothing: actor and action",
+            EntryFilter { actor: Some(ODD_ACTOR.into()), action: Some(Action::SessionCreated), ..all() },
+        ),
+        (
+            "nothing: actor and outcome",
+            EntryFilter { actor: Some("key-3".into()), outcome: Some(Outcome::Refused), ..all() },
+        ),
+        (
+            "nothing: address and action",
+            EntryFilter { address: Some(ODD_ADDRESS), action: Some(Action::SessionCreated), ..all() },
+        ),
+        ("nothing: address and outcome", EntryFilter { address: Some(busy), outcome: Some(Outcome::Refused), ..all() }),
+        ("nothing: address and actor", EntryFilter { address: Some(busy), actor: Some("key-3".into()), ..all() }),
         ("nothing: address that never was", EntryFilter { address: Some(IpAddr::from([203, 0, 113, 1])), ..all() }),
         ("nothing: time before the log", EntryFilter { to: Some(Timestamp::from_micros(EPOCH)), ..all() }),
     ]

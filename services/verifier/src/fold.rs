@@ -12,14 +12,12 @@ use crate::group::{Entry, Group, Part};
 use crate::report::{Erased, Finding, Pruned, Pruning, Report};
 use crate::stamps::Stamps;
 
-/// The newest entry of a session that was seen.
+/// The newest entry that was seen of a session that has not ended.
 struct Last {
     version: Version,
     index: u64,
     hash: LeafHash,
     realm: RealmName,
-    /// The entry that ended it.
-    ended: Option<u64>,
     replay: Replay,
 }
 
@@ -27,10 +25,17 @@ struct Last {
 enum Replay {
     /// From its first entry to the newest.
     Whole(Option<Box<Session>>),
-    /// From its first entry to its end: what it was like need not be remembered.
+    /// From its first entry to its end.
     Ended,
     /// Something on the way was not open.
     Partly,
+}
+
+impl Replay {
+    /// Whether nothing on the way was closed.
+    const fn is_whole(&self) -> bool {
+        matches!(self, Self::Whole(Some(_)) | Self::Ended)
+    }
 }
 
 /// Goes through the groups in order.
@@ -43,6 +48,11 @@ pub(crate) struct Fold {
     bad: u64,
     revealed: bool,
     sessions: HashMap<SessionId, Last>,
+    /// Those that ended, and the entry that ended each. Of a long log these are nearly all: nothing else is remembered of them, for nothing
+    /// may follow.
+    ended: HashMap<SessionId, u64>,
+    /// How many of those were replayed from their first entry.
+    replayed: u64,
     erased: BTreeMap<KeyId, Erased>,
     recorded: Vec<(u64, Option<KeyId>)>,
     /// The key that a session had of its own before its subject was bound to it, and the subject's: they are destroyed together.
@@ -65,6 +75,8 @@ impl Fold {
             bad: 0,
             revealed,
             sessions: HashMap::new(),
+            ended: HashMap::new(),
+            replayed: 0,
             erased: BTreeMap::new(),
             recorded: Vec::new(),
             owners: BTreeMap::new(),
@@ -170,6 +182,10 @@ impl Fold {
 
     fn session(&mut self, id: SessionId, version: Version, entry: Entry) {
         let index = entry.index;
+        if let Some(ended) = self.ended.get(&id) {
+            self.wrong(index, format!("session {id} had ended in entry {ended}"));
+            return;
+        }
         let last = self.sessions.remove(&id);
         match (&last, entry.leaf.previous) {
             (None, None) if version == Version(1) => {}
@@ -201,16 +217,12 @@ impl Fold {
             }
         }
         if let Some(last) = &last {
-            if let Some(ended) = last.ended {
-                self.wrong(index, format!("session {id} had ended in entry {ended}"));
-            }
             if last.realm != entry.leaf.realm {
                 self.wrong(index, format!("session {id} is of another realm"));
             }
         } else {
             self.report.sessions += 1;
         }
-        let ended = last.as_ref().and_then(|last| last.ended);
         let before = match last {
             None if version == Version(1) => Replay::Whole(None),
             None => Replay::Partly,
@@ -219,8 +231,12 @@ impl Fold {
         let ends = entry.leaf.action == Action::SessionEnded;
         let (hash, realm) = (entry.hash, entry.leaf.realm.clone());
         let replay = self.replay(before, id, version, entry);
-        let ended = ended.or(ends.then_some(index));
-        self.sessions.insert(id, Last { version, index, hash, realm, ended, replay });
+        if ends {
+            self.replayed += u64::from(replay.is_whole());
+            self.ended.insert(id, index);
+        } else {
+            self.sessions.insert(id, Last { version, index, hash, realm, replay });
+        }
     }
 
     /// The state after an entry, by the same rule as everywhere.
@@ -271,8 +287,8 @@ impl Fold {
 
     /// What came of it.
     pub(crate) fn end(mut self) -> Report {
-        let whole = self.sessions.values().filter(|last| matches!(last.replay, Replay::Whole(Some(_)) | Replay::Ended));
-        self.report.replayed = whole.count() as u64;
+        let open = self.sessions.values().filter(|last| last.replay.is_whole());
+        self.report.replayed = self.replayed + open.count() as u64;
         for (index, key) in &self.recorded {
             if let Some(erased) = key.and_then(|key| self.erased.get_mut(&key)) {
                 erased.recorded_at.get_or_insert(*index);
@@ -307,4 +323,61 @@ fn takes_away(action: &Action) -> bool {
     let word = serde_json::to_string(action).unwrap_or_default();
     let word = word.trim_matches('"');
     word.starts_with("subject.eras") || word.starts_with("retention.") || word.starts_with("erasure.")
+}
+
+#[cfg(test)]
+mod tests {
+    use merkle_log::leaf_hash;
+    use session_model::{Actor, Format, Leaf, Protocol, Role};
+
+    use super::*;
+
+    fn entry(index: u64, session: u64, version: u64, previous: Option<&PreviousLeaf>, action: Action) -> Entry {
+        let id = |number: u64| format!("01900000-0000-7000-8000-{number:012x}");
+        let leaf = Leaf {
+            action,
+            actor: Actor { id: "key".into(), role: Role::Application },
+            commitment: None,
+            data_key: None,
+            detail: BTreeMap::new(),
+            entry_id: id(index).parse().unwrap(),
+            format: Format::V1,
+            node: "node-1".into(),
+            outcome: Outcome::Success,
+            previous: previous.copied(),
+            protocol: Protocol::Rest,
+            realm: "default".parse().unwrap(),
+            request_id: None,
+            session_id: Some(id(session).parse().unwrap()),
+            time: Timestamp::from_micros(1),
+            trace_id: None,
+            version: Some(Version(version)),
+        };
+        let hash = leaf_hash(&leaf.encode().unwrap());
+        Entry { index, hash, leaf, part: Part::Closed }
+    }
+
+    /// What is kept of a session does not grow with what it was: a log of tens of millions is verified in the memory of any machine.
+    #[test]
+    fn of_a_session_that_ended_only_the_end_is_remembered() {
+        let mut fold = Fold::new(Report::default(), false, Stamps::default());
+        let mut last = None;
+        for session in 0..50 {
+            let begun = entry(2 * session, session, 1, None, Action::SessionCreated);
+            let previous = PreviousLeaf { hash: begun.hash, index: LeafIndex(begun.index) };
+            let ended = entry(2 * session + 1, session, 2, Some(&previous), Action::SessionEnded);
+            last = Some(PreviousLeaf { hash: ended.hash, index: LeafIndex(ended.index) });
+            fold.entry(begun);
+            assert_eq!(fold.sessions.len(), 1);
+            fold.entry(ended);
+        }
+        assert!(fold.sessions.is_empty());
+        assert_eq!(fold.ended.len(), 50);
+        assert!(fold.findings.is_empty());
+
+        fold.entry(entry(100, 49, 3, last.as_ref(), Action::SessionUpdated));
+        let [finding] = fold.findings.as_slice() else { panic!("{:?}", fold.findings) };
+        assert!(finding.to_string().contains("had ended in entry 99"), "{finding}");
+        assert_eq!(fold.end().sessions, 50);
+    }
 }
