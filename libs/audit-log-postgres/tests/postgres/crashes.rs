@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use audit_log::conformance::{Draft, check_log, commit, next_batch, session};
@@ -157,8 +157,11 @@ async fn killed_backends_lose_and_double_nothing() {
         PostgresLog::connect(PostgresConfig { url: database.url("victim"), ..database.config() }).await.unwrap();
     let reader = database.open().await;
     let done = Arc::new(AtomicBool::new(false));
+    // Attempts at the same batch: a busy machine needs longer to connect again, and is left alone for longer.
+    let attempts = Arc::new(AtomicU64::new(1));
     let killer = {
         let (mut superuser, done) = (database.connect(&database.superuser()).await, Arc::clone(&done));
+        let attempts = Arc::clone(&attempts);
         let kill = format!(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{}_victim'",
             database.name
@@ -168,14 +171,17 @@ async fn killed_backends_lose_and_double_nothing() {
             while !done.load(Ordering::Relaxed) {
                 killed +=
                     sqlx::query_scalar::<_, i64>(AssertSqlSafe(kill.clone())).fetch_one(&mut superuser).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(7 + killed as u64 % 13)).await;
+                let pause = (7 + killed as u64 % 13) * attempts.load(Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
             }
             killed
         })
     };
     let (mut unknown, mut not_done) = (0, 0);
     for number in 0..BATCHES {
+        attempts.store(0, Ordering::Relaxed);
         loop {
+            attempts.fetch_add(1, Ordering::Relaxed);
             let batch = next_batch(&reader, drafts(number * 10, 1 + number % 5)).await;
             let committed = match victim.append(&batch).await {
                 Ok(Appended::Committed) => true,
