@@ -170,9 +170,11 @@ impl ShardHealth {
         gauge("audit_log_size", "", |now| now.log.size as f64);
         gauge("audit_log_up", "", |now| f64::from(u8::from(now.log.is_up())));
         gauge("audit_queue_waiting", "", |now| now.log.waiting as f64);
-        let (lost, turns) = (Arc::clone(&self.service), Arc::clone(&self.service));
-        gauges.gauge("audit_appends_lost", "", move || lost.rivalry().0 as f64);
-        gauges.gauge("audit_append_turns", "", move || turns.rivalry().1 as f64);
+        let service = Arc::clone(&self.service);
+        gauges.counts("audit_contended_batches", "outcome", move || {
+            let (lost, turns) = service.rivalry();
+            vec![("lost", lost), ("in_turn", turns)]
+        });
         gauge("view_up", "", |now| f64::from(u8::from(now.view.available)));
         gauge("view_sessions_held", "", |now| now.view.held as f64);
         gauge("view_memory", "By", |now| now.view.bytes as f64);

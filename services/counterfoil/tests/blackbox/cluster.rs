@@ -99,6 +99,7 @@ fn a_session_moves_and_survives(transport: &str, configure: impl Fn(Home, usize)
         "cluster_members_up 3",
         "view_in_doubt{reason=\"stale\"} 0",
         "session_reads_from_log_total{reason=\"stale\"} 0",
+        "audit_contended_batches_total{outcome=\"in_turn\"}",
     ];
     assert!(shown.iter().all(|line| metrics.contains(line)), "{metrics}");
     let (code, said) =
