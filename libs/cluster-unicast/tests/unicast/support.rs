@@ -29,10 +29,19 @@ const DAY: i64 = 86_400;
 pub(crate) const VALID: (i64, i64) = (-DAY, 10 * DAY);
 pub(crate) const PAST: (i64, i64) = (-9 * DAY, -2 * DAY);
 
-/// Ports that were free a moment ago.
+/// Ports that were free a moment ago, below those that clients are given: any connection made meanwhile could take one of these.
 pub(crate) fn free_ports<const N: usize>() -> [String; N] {
-    let sockets: Vec<_> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    std::array::from_fn(|at| sockets[at].local_addr().unwrap().to_string())
+    let sockets = [0; N].map(|_| {
+        loop {
+            let mut random = [0; 2];
+            openssl::rand::rand_bytes(&mut random).unwrap();
+            let port = 2_000 + u16::from_be_bytes(random) % 9_000;
+            if let Ok(socket) = TcpListener::bind(("127.0.0.1", port)) {
+                break socket;
+            }
+        }
+    });
+    sockets.map(|socket| socket.local_addr().unwrap().to_string())
 }
 
 fn time(seconds_from_now: i64) -> Asn1Time {

@@ -149,9 +149,18 @@ fn over_partner_with_certificates() {
     over_links_with_certificates("partner");
 }
 
-/// Addresses that were free a moment ago, one for each node.
+/// Addresses that were free a moment ago, one for each node, with ports below those that clients are given: any connection made meanwhile could take one of these.
 pub(crate) fn links<const N: usize>() -> [String; N] {
-    let listeners = [0; N].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let listeners = [0; N].map(|_| {
+        loop {
+            let mut random = [0; 2];
+            openssl::rand::rand_bytes(&mut random).unwrap();
+            let port = 2_000 + u16::from_be_bytes(random) % 9_000;
+            if let Ok(listener) = std::net::TcpListener::bind(("127.0.0.1", port)) {
+                break listener;
+            }
+        }
+    });
     listeners.map(|listener| listener.local_addr().unwrap().to_string())
 }
 
@@ -218,7 +227,7 @@ fn a_node_whose_certificate_was_revoked_is_refused_and_both_say_so() {
         path.display().to_string()
     };
     let ca = file("ca.pem", authority.certificate.to_pem().unwrap());
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let [address] = links();
     let secured = |home: Home, own: &Identity, name: &str| {
         let certificate = file(&format!("{name}.pem"), own.certificate.to_pem().unwrap());
         let key = file(&format!("{name}.key"), own.key.private_key_to_pem_pkcs8().unwrap());
