@@ -18,15 +18,24 @@ use uuid::Uuid;
 use crate::PostgresLog;
 use crate::changes::{Asked, Changes};
 use crate::open::{NO_STANDBY, signed, unavailable, unsigned};
-use crate::turn::PostgresTurn;
+use crate::turn::{PostgresTurn, take_head_again};
 
-pub(crate) const APPEND: &str = "SELECT * FROM counterfoil.append(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
-    $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45,
-    $46::text::jsonb)";
+pub(crate) const APPEND: &str = "SELECT * FROM counterfoil.append_batch(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+    $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, $46,
+    $47::text::jsonb)";
 
 /// How often one append is sent, when what it was answered had ceased to be so by the time it was weighed.
 const ATTEMPTS: u32 = 8;
+
+/// In which transaction an append is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Within {
+    /// Its own.
+    Itself,
+    /// One that holds the head.
+    Turn,
+}
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -38,6 +47,8 @@ enum Answered {
     Fenced,
     /// A claim does not hold; here is what the database knows.
     Refused(Known),
+    /// A unique index refused: a claim that something is new does not hold, and which one is told only with care.
+    Doubtful,
 }
 
 #[async_trait]
@@ -51,15 +62,12 @@ impl LogWriter for PostgresLog {
         }
         let mut connection = self.take_writer().await.map_err(|error| AppendError::NotDone(error.into()))?;
         // Whatever goes wrong, the connection is not used again.
-        let appended = self.ask(&mut connection, batch).await?;
+        let appended = self.ask(&mut connection, batch, Within::Itself).await?;
         self.put_back(connection);
         Ok(appended)
     }
 
     async fn turn(&self) -> Result<Option<Box<dyn Turn + '_>>, ReadError> {
-        if !self.has_turns.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
         if self.lacks_standby.load(Ordering::Relaxed) {
             return Err(ReadError::Unavailable(NO_STANDBY.into()));
         }
@@ -99,7 +107,7 @@ impl LogWriter for PostgresLog {
         let (old, new): (Vec<&[u8]>, Vec<&[u8]>) =
             keys.iter().map(|key| (key.wrapped.as_slice(), key.rewrapped.as_slice())).unzip();
         let query = sqlx::query_scalar("SELECT counterfoil.rewrap($1, $2, $3)").bind(ids).bind(old).bind(new);
-        let done: i64 = query.fetch_one(&self.readers).await.map_err(newer)?;
+        let done: i64 = query.fetch_one(&self.readers).await.map_err(unavailable)?;
         Ok(usize::try_from(done).unwrap_or(usize::MAX))
     }
 
@@ -113,24 +121,13 @@ impl LogWriter for PostgresLog {
             .bind(keys.into_iter().map(KeyId::uuid).collect::<Vec<Uuid>>())
             .fetch_one(&self.readers)
             .await
-            .map_err(newer)
+            .map_err(unavailable)
     }
 
     async fn prepare(&self, size: TreeSize, now: Timestamp) -> Result<(), ReadError> {
         self.look_for_standby().await.map_err(unavailable)?;
-        self.look_for_turns().await.map_err(unavailable)?;
         let query = sqlx::query("SELECT counterfoil.prepare($1, $2)").bind(signed(size.0)).bind(now.as_micros());
         query.execute(&self.readers).await.map(drop).map_err(unavailable)
-    }
-}
-
-/// A failure to call a function that a schema from before does not have (SQLSTATE 42883), or another failure.
-pub(crate) fn newer(failure: sqlx::Error) -> ReadError {
-    match failure.as_database_error().and_then(sqlx::error::DatabaseError::code) {
-        Some(code) if code == "42883" => {
-            ReadError::Unavailable("the schema is from before this: run `counterfoil migrate` as its owner".into())
-        }
-        Some(_) | None => unavailable(failure),
     }
 }
 
@@ -167,9 +164,15 @@ fn parts(batch: &Batch) -> Option<Vec<u8>> {
 
 impl PostgresLog {
     /// Appends on this connection, which is not to be used any more after a failure.
-    pub(crate) async fn ask(&self, connection: &mut PgConnection, batch: &Batch) -> Result<Appended, AppendError> {
+    pub(crate) async fn ask(
+        &self,
+        connection: &mut PgConnection,
+        batch: &Batch,
+        within: Within,
+    ) -> Result<Appended, AppendError> {
+        let mut careful = false;
         for _ in 0..ATTEMPTS {
-            let answered = match timeout(self.answer_timeout, self.call(connection, batch)).await {
+            let answered = match timeout(self.answer_timeout, self.call(connection, batch, careful)).await {
                 Ok(answered) => answered.map_err(failed)?,
                 Err(elapsed) => return Err(AppendError::Unknown(elapsed.into())),
             };
@@ -177,6 +180,15 @@ impl PostgresLog {
                 Answered::Committed => return Ok(Appended::Committed),
                 Answered::Moved(head) => return Ok(Appended::Moved(head)),
                 Answered::Fenced => {}
+                Answered::Doubtful => {
+                    careful = true;
+                    // The failure ended the transaction, and gave the head away with it: another turn, in which others may have come first.
+                    if within == Within::Turn {
+                        let again = timeout(self.answer_timeout, take_head_again(self, connection)).await;
+                        let again = again.map_err(|elapsed| AppendError::NotDone(elapsed.into()))?;
+                        again.map_err(|failure| AppendError::NotDone(failure.into()))?;
+                    }
+                }
                 Answered::Refused(mut known) => {
                     let held = timeout(self.answer_timeout, held(connection, batch)).await;
                     let held = held.map_err(|elapsed| AppendError::NotDone(elapsed.into()))?;
@@ -192,7 +204,7 @@ impl PostgresLog {
         Err(AppendError::NotDone("other writers were in the way each time".into()))
     }
 
-    async fn call(&self, connection: &mut PgConnection, batch: &Batch) -> Result<Answered, sqlx::Error> {
+    async fn call(&self, connection: &mut PgConnection, batch: &Batch, careful: bool) -> Result<Answered, sqlx::Error> {
         let asked = Asked::of(batch);
         let changes = Changes::of(batch);
         // Of each new key that was asked for, in that order. One claimed twice is refused anyway.
@@ -202,7 +214,8 @@ impl PostgresLog {
         let opened = || changes.opened.iter();
         let credentials = (!changes.kept.is_empty()).then(|| serde_json::Value::Array(changes.kept).to_string());
         // All of the answer is awaited, not just the row: the commit comes after it.
-        let row = sqlx::query(APPEND)
+        let answer = sqlx::query(APPEND)
+            .bind(careful)
             .bind(self.fence.load(Ordering::Relaxed))
             .bind(signed(batch.expected.0))
             .bind(signed(batch.head.size().0))
@@ -250,7 +263,11 @@ impl PostgresLog {
             .bind(asked.a_expires_us)
             .bind(credentials)
             .fetch_one(connection)
-            .await?;
+            .await;
+        let row = match answer {
+            Err(failure) if !careful && is_taken(&failure) => return Ok(Answered::Doubtful),
+            answer => answer?,
+        };
         self.fence.store(row.try_get("fence")?, Ordering::Relaxed);
         match row.try_get::<&str, _>("status")? {
             "committed" => Ok(Answered::Committed),
@@ -260,6 +277,11 @@ impl PostgresLog {
             other => Err(odd(format!("the status {other}"))),
         }
     }
+}
+
+/// Whether a unique index refused (SQLSTATE 23505).
+fn is_taken(failure: &sqlx::Error) -> bool {
+    failure.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
 }
 
 /// Which of the keys that a batch would destroy are under legal hold.
@@ -280,7 +302,7 @@ async fn held(connection: &mut PgConnection, batch: &Batch) -> Result<HashSet<Ke
 }
 
 fn odd(what: impl std::fmt::Display) -> sqlx::Error {
-    sqlx::Error::Decode(Cause::from(format!("counterfoil.append answered {what}")))
+    sqlx::Error::Decode(Cause::from(format!("counterfoil.append_batch answered {what}")))
 }
 
 pub(crate) fn head(row: &PgRow) -> Result<LogHead, sqlx::Error> {

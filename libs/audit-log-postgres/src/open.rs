@@ -16,7 +16,7 @@ use crate::append::APPEND;
 use crate::readers::Readers;
 
 /// The schema this program was written for. A newer one that still serves it will do: see migrations/README.md.
-const SCHEMA: i32 = 2;
+const SCHEMA: i32 = 3;
 
 /// A pooled connection that was idle for longer is tried before it is used. A server that restarts breaks all of them, and
 /// each would cost somebody a failure; one that was in use a moment ago is not worth the round trip.
@@ -98,8 +98,6 @@ pub struct PostgresLog {
     require_standby: bool,
     /// Whether it was found without the standby that is required: then nothing is appended.
     pub(crate) lacks_standby: AtomicBool,
-    /// Whether the schema has turns: one from before has not, and may be brought up to date while we run.
-    pub(crate) has_turns: AtomicBool,
 }
 
 /// What is said where a standby is required and none is named.
@@ -151,27 +149,22 @@ impl PostgresLog {
             .map(AtomicI64::new)?;
         // A little longer than the server works on a statement: most often it says itself why it gave up.
         let readers = Readers::new(readers, config.statement_timeout.mul_f64(1.1));
-        let log = Self {
+        Ok(Self {
             readers,
             writer: Mutex::new(None),
             fence,
             answer_timeout: config.statement_timeout * 2,
-            writer_options: options,
+            // One statement, prepared once, that calls one function: what its own small statements are to be planned like is said here rather than
+            // by the function, which would set and reset it each time.
+            writer_options: options.options([
+                ("plan_cache_mode", "force_generic_plan"),
+                ("enable_seqscan", "off"),
+                ("jit", "off"),
+            ]),
             connect_timeout: config.statement_timeout,
             require_standby: config.require_standby,
             lacks_standby: AtomicBool::new(false),
-            has_turns: AtomicBool::new(false),
-        };
-        log.look_for_turns().await?;
-        Ok(log)
-    }
-
-    /// Looks again whether the schema has turns.
-    pub(crate) async fn look_for_turns(&self) -> Result<(), sqlx::Error> {
-        let may =
-            "SELECT coalesce(has_function_privilege(to_regprocedure('counterfoil.take_head()'), 'EXECUTE'), false)";
-        self.has_turns.store(sqlx::query_scalar(may).fetch_one(&self.readers).await?, Ordering::Relaxed);
-        Ok(())
+        })
     }
 
     /// Looks again whether the server has the standby that is required.
@@ -216,7 +209,7 @@ async fn check(readers: &PgPool) -> Result<(), OpenError> {
         "SELECT to_regnamespace('counterfoil') IS NOT NULL, current_user::text,
                 coalesce(has_schema_privilege(to_regnamespace('counterfoil'), 'USAGE'), false)
                 AND (SELECT coalesce(bool_and(has_function_privilege(oid, 'EXECUTE')), false) FROM pg_proc
-                     WHERE pronamespace = to_regnamespace('counterfoil') AND proname IN ('append', 'lock_head', 'project'))",
+                     WHERE pronamespace = to_regnamespace('counterfoil') AND proname IN ('append_batch', 'lock_head', 'project'))",
     )
     .fetch_one(readers)
     .await?;

@@ -12,7 +12,7 @@ use sqlx::{PgConnection, Row};
 use tokio::time::timeout;
 
 use crate::PostgresLog;
-use crate::append::{ends_session, failed, head, severity};
+use crate::append::{Within, ends_session, failed, head, severity};
 
 /// A transaction that holds the head.
 pub(crate) struct PostgresTurn<'a> {
@@ -38,6 +38,12 @@ impl<'a> PostgresTurn<'a> {
     }
 }
 
+/// Gives the head up and waits for it once more, on the same connection.
+pub(crate) async fn take_head_again(log: &PostgresLog, connection: &mut PgConnection) -> Result<LogHead, sqlx::Error> {
+    sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+    take_head(log, connection).await
+}
+
 async fn take_head(log: &PostgresLog, connection: &mut PgConnection) -> Result<LogHead, sqlx::Error> {
     let taking = sqlx::raw_sql("BEGIN; SELECT * FROM counterfoil.take_head()").fetch_one(connection);
     let row = timeout(log.answer_timeout, taking).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
@@ -54,7 +60,7 @@ impl Turn for PostgresTurn<'_> {
     async fn append(&mut self, batch: &Batch) -> Result<Appended, AppendError> {
         let connection = self.connection.take();
         let mut connection = connection.ok_or_else(|| AppendError::NotDone("the turn is over".into()))?;
-        match self.log.ask(&mut connection, batch).await {
+        match self.log.ask(&mut connection, batch, Within::Turn).await {
             Ok(Appended::Committed) => {}
             Ok(Appended::Refused(refused)) => {
                 self.connection = Some(connection);

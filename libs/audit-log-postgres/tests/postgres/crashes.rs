@@ -111,7 +111,7 @@ async fn resolving_waits_for_an_append_that_is_running() {
     let batch = Arc::new(next_batch(&*log, drafts(1, 3)).await);
     // Somebody holds the head: the append waits behind him.
     let mut holder = database.connect(&database.superuser()).await;
-    sqlx::raw_sql("BEGIN; SELECT FROM counterfoil.log_head FOR UPDATE").execute(&mut holder).await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT FROM counterfoil.head_lock FOR UPDATE").execute(&mut holder).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(200), log.append(&batch)).await.is_err());
     let asking = {
         let (log, batch) = (Arc::clone(&log), Arc::clone(&batch));
@@ -137,7 +137,7 @@ async fn an_append_that_waits_too_long_is_not_done() {
     commit(&log, drafts(0, 1)).await;
     let batch = next_batch(&log, drafts(1, 3)).await;
     let mut holder = database.connect(&database.superuser()).await;
-    sqlx::raw_sql("BEGIN; SELECT FROM counterfoil.log_head FOR UPDATE").execute(&mut holder).await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT FROM counterfoil.head_lock FOR UPDATE").execute(&mut holder).await.unwrap();
     assert!(matches!(log.append(&batch).await, Err(AppendError::NotDone(_))), "the server says so");
     assert!(log.resolve(&batch).await.is_err());
     sqlx::raw_sql("COMMIT").execute(&mut holder).await.unwrap();

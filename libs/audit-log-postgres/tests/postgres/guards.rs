@@ -127,6 +127,7 @@ async fn the_writer_calls_what_it_needs_and_nothing_else() {
     let expected = [
         "advance_sink",
         "append",
+        "append_batch",
         "claim_nonce",
         "claim_sink",
         "forget_expired",
@@ -166,7 +167,7 @@ async fn triggers_stop_superusers_on_every_table_and_partition() {
                     "TRUNCATE" => true,
                     // Retention deletes sealed parts; nobody alters one.
                     "UPDATE" => filled && (LOG.contains(&table.root.as_str()) || table.root == "sealed_batch"),
-                    "DELETE" => filled && (LOG.contains(&table.root.as_str()) || table.root == "log_head"),
+                    "DELETE" => filled && (LOG.contains(&table.root.as_str()) || table.root == "head_lock"),
                     _ => false,
                 };
                 if guarded {
@@ -174,10 +175,11 @@ async fn triggers_stop_superusers_on_every_table_and_partition() {
                 }
             }
         }
-        for sql in
-            ["UPDATE counterfoil.log_head SET size = size - 1", "UPDATE counterfoil.log_head SET time_us = time_us - 1"]
+        for change in
+            ["size = size + 1", "time_us = time_us - 1", "frontier = 'x'", "checkpoint = 'x'", "fence = fence - 1"]
         {
-            assert_eq!(refused(&mut superuser, sql).await, RESTRICT_VIOLATION, "{role}: {sql}");
+            let sql = format!("UPDATE counterfoil.head_lock SET {change}");
+            assert_eq!(refused(&mut superuser, &sql).await, RESTRICT_VIOLATION, "{role}: {sql}");
         }
         // A parent without its partitions, and several tables at once.
         let cascade = "TRUNCATE counterfoil.kept_answer, counterfoil.batch CASCADE";

@@ -13,6 +13,7 @@
 
 mod crashes;
 mod guards;
+mod head;
 mod line;
 mod nonces;
 mod opening;

@@ -35,12 +35,12 @@ async fn a_database_without_the_schema_is_refused() {
 #[tokio::test]
 async fn a_schema_of_another_version_is_refused_unless_it_serves_this_program() {
     let database = Database::new().await;
-    database.run("UPDATE counterfoil.settings SET schema_version = 3").await;
+    database.run("UPDATE counterfoil.settings SET schema_version = 4").await;
     commit(&database.open().await, vec![Draft::new(1)]).await;
-    database.run("UPDATE counterfoil.settings SET serves_from = 3").await;
+    database.run("UPDATE counterfoil.settings SET serves_from = 4").await;
     let failure = database.try_open().await.unwrap_err();
     assert!(matches!(failure, OpenError::Schema { .. }), "{failure:?}");
-    assert!(failure.to_string().contains("version 3") && failure.to_string().contains("needs version 2"), "{failure}");
+    assert!(failure.to_string().contains("version 4") && failure.to_string().contains("needs version 3"), "{failure}");
 }
 
 #[tokio::test]

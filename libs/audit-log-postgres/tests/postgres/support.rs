@@ -74,6 +74,11 @@ impl Database {
         self.try_open().await.unwrap()
     }
 
+    /// As whoever may do everything, where no role was made.
+    pub(crate) async fn open_as_superuser(&self) -> PostgresLog {
+        PostgresLog::connect(PostgresConfig { url: self.superuser(), ..self.config() }).await.unwrap()
+    }
+
     pub(crate) async fn try_open(&self) -> Result<PostgresLog, OpenError> {
         PostgresLog::connect(self.config()).await
     }

@@ -10,7 +10,7 @@ use audit_log::{
     AppendError, Appended, Batch, CommitSink, Committed, GroupCommit, GroupCommitConfig, LogHead, LogReader, LogWriter,
     NotDone, Turn,
 };
-use audit_log_postgres::{PostgresConfig, PostgresLog, migrate};
+use audit_log_postgres::{PostgresConfig, PostgresLog};
 use parking_lot::Mutex;
 use session_model::{EntryId, Leaf, TreeSize};
 use sqlx::AssertSqlSafe;
@@ -177,7 +177,7 @@ async fn a_wait_for_a_turn_has_an_end() {
     let log = PostgresLog::connect(config).await.unwrap();
     commit(&log, drafts(0, 1)).await;
     let mut holder = database.connect(&database.superuser()).await;
-    sqlx::raw_sql("BEGIN; SELECT FROM counterfoil.log_head FOR UPDATE").execute(&mut holder).await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT FROM counterfoil.head_lock FOR UPDATE").execute(&mut holder).await.unwrap();
     assert!(log.turn().await.is_err(), "the server says so");
     sqlx::raw_sql("COMMIT").execute(&mut holder).await.unwrap();
     take(&log).await.end().await;
@@ -187,30 +187,6 @@ async fn a_wait_for_a_turn_has_an_end() {
     let mut turn = take(&log).await;
     let batch = batch_in(&*turn, drafts(1, 1));
     assert_eq!(turn.append(&batch).await.unwrap(), Appended::Committed);
-}
-
-/// Makes the schema what it was before there were turns.
-async fn without_turns(database: &Database) {
-    database
-        .run(
-            "DROP FUNCTION counterfoil.take_head; DROP TABLE counterfoil.turn;
-             DELETE FROM public._sqlx_migrations WHERE version = 40",
-        )
-        .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_schema_from_before_has_no_turns_until_it_is_brought_up_to_date() {
-    let database = Database::new().await;
-    without_turns(&database).await;
-    let log = database.open().await;
-    assert!(log.turn().await.unwrap().is_none());
-    race(&database, 2, 40).await;
-    migrate(&database.superuser()).await.unwrap();
-    assert!(log.turn().await.unwrap().is_none(), "not looked at again so far");
-    let head = log.head().await.unwrap();
-    log.prepare(head.size(), head.time).await.unwrap();
-    take(&log).await.end().await;
 }
 
 /// What a writer was answered.

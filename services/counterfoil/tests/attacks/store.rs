@@ -265,7 +265,7 @@ async fn write_postgres(database: &mut PgConnection, rows: Vec<Stored>, nodes: V
     .await
     .unwrap();
     let (size, time, frontier, checkpoint) = head;
-    sqlx::query("UPDATE counterfoil.log_head SET size = $1, time_us = $2, frontier = $3, checkpoint = $4")
+    sqlx::query("UPDATE counterfoil.head_lock SET size = $1, time_us = $2, frontier = $3, checkpoint = $4")
         .bind(size)
         .bind(time)
         .bind(frontier)
