@@ -79,7 +79,7 @@ END $$;
 --   w  keys that get an owner      o  sessions opened               b  sessions bound to another key
 --   c  sessions closed             a  answers kept                  n  tree nodes
 -- credentials may hold {"erased": key}, which deletes a data key and those it owns, and {"hold": key, "held": true or false}, besides credentials added and revoked.
--- Who calls it often sets plan_cache_mode = force_generic_plan and enable_seqscan = off for his session: an append is some ten small statements, and planning would
+-- Who calls it often sets plan_cache_mode = force_generic_plan, enable_seqscan = off and jit = off for his session: an append is some ten small statements, and planning would
 -- cost more than running. (Set here, that would be done and undone for each append.)
 CREATE FUNCTION counterfoil.append_batch(
     careful boolean,

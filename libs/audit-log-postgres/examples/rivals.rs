@@ -1,7 +1,7 @@
-//! What writers of one log cost one another, with turns and without: `TEST_DATABASE_URL=… cargo run --release -p audit-log-postgres --example rivals`.
+//! What writers of one log cost one another: `TEST_DATABASE_URL=… cargo run --release -p audit-log-postgres --example rivals`.
 //!
 //! One, two and three processes append to one log, each for as many clients as the first argument says (32), who wait for their answer before they ask
-//! again. "Without" is the schema from before there were turns. Each is measured in turn for some seconds (second argument, 5), round after round (third, 3),
+//! again. Each is measured in turn for some seconds (second argument, 5), round after round (third, 3),
 //! so that what else this machine does falls on all alike. One table a run: the medians of the rounds.
 
 #![allow(
@@ -128,15 +128,12 @@ async fn writer(url: &str, writer: u128, clients: u128, lasts: Duration) {
 }
 
 /// One measurement: so many processes on a new log.
-async fn measure(turns: bool, writers: usize, clients: &str, seconds: &str) -> (Vec<Outcome>, f64) {
+async fn measure(writers: usize, clients: &str, seconds: &str) -> (Vec<Outcome>, f64) {
     let database = Database::empty().await;
     migrate(&database.superuser()).await.unwrap();
     database
         .run(&format!("CREATE ROLE {}_writer LOGIN PASSWORD 'secret' IN ROLE counterfoil_writer", database.name))
         .await;
-    if !turns {
-        database.run("DROP FUNCTION counterfoil.take_head").await;
-    }
     let mut children = Vec::new();
     for number in 1..=writers {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -178,21 +175,19 @@ async fn main() {
         return writer(&arguments[1], arguments[2].parse().unwrap(), arguments[3].parse().unwrap(), lasts).await;
     }
     let (clients, seconds, rounds) = (argument(0, "32"), argument(1, "5"), argument(2, "3").parse().unwrap());
-    let cases: Vec<(bool, usize)> =
-        [1, 2, 3].into_iter().flat_map(|writers| [(false, writers), (true, writers)]).collect();
-    let mut measured = vec![Vec::new(); cases.len()];
+    let mut measured = [const { Vec::new() }; 3];
     for _ in 0..rounds {
-        for (case, (turns, writers)) in measured.iter_mut().zip(&cases) {
-            case.push(measure(*turns, *writers, &clients, &seconds).await);
+        for (case, writers) in measured.iter_mut().zip(1..) {
+            case.push(measure(writers, &clients, &seconds).await);
         }
     }
     println!("{clients} clients each, {rounds} times {seconds} s\n");
     println!(
-        "| writers | turns | changes/s | of the slowest | entries a commit | lost, turns a commit | p50 ms | p99 ms of the best, of the worst | longest ms | not done |"
+        "| writers | changes/s | of the slowest | entries a commit | lost, turns a commit | p50 ms | p99 ms of the best, of the worst | longest ms | not done |"
     );
-    println!("|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     let seconds: f64 = seconds.parse().unwrap();
-    for ((turns, writers), rounds) in cases.iter().zip(measured) {
+    for (writers, rounds) in (1..).zip(measured) {
         let of = |read: &dyn Fn(&[Outcome], f64) -> f64| {
             median(rounds.iter().map(|(each, commits)| read(each, *commits)).collect())
         };
@@ -200,8 +195,7 @@ async fn main() {
         let least = |each: &[Outcome], read: fn(&Outcome) -> f64| each.iter().map(read).fold(f64::INFINITY, f64::min);
         let most = |each: &[Outcome], read: fn(&Outcome) -> f64| each.iter().map(read).fold(0.0, f64::max);
         println!(
-            "| {writers} | {} | {:.0} | {:.0} % | {:.1} | {:.2}, {:.2} | {:.1} | {:.1}, {:.1} | {:.0} | {:.0} |",
-            if *turns { "with" } else { "without" },
+            "| {writers} | {:.0} | {:.0} % | {:.1} | {:.2}, {:.2} | {:.1} | {:.1}, {:.1} | {:.0} | {:.0} |",
             of(&|each, _| sum(each, |one| one.done) / seconds),
             of(&|each, _| least(each, |one| one.done) / sum(each, |one| one.done) * 100.0),
             of(&|each, commits| sum(each, |one| one.done) / commits),

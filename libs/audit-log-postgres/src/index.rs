@@ -17,13 +17,10 @@ use crate::read::{column, digest};
 #[async_trait]
 impl LogIndex for PostgresLog {
     async fn data_keys_by_lookup(&self, lookups: &[Digest]) -> Result<Vec<Option<DataKeyRow>>, ReadError> {
-        let wanted: Vec<Vec<u8>> = lookups.iter().map(|lookup| lookup.0.to_vec()).collect();
-        let rows =
-            sqlx::query("SELECT id, lookup, wrapped, owner, held FROM counterfoil.data_key WHERE lookup = ANY ($1)")
-                .bind(wanted)
-                .fetch_all(&self.readers)
-                .await
-                .map_err(unavailable)?;
+        let wanted: Vec<&[u8]> = lookups.iter().map(|lookup| lookup.0.as_slice()).collect();
+        let question =
+            "SELECT id, lookup, wrapped, owner, held FROM counterfoil.data_key WHERE lookup = ANY ($1::bytea[])";
+        let rows = self.lookups.fetch_all(question, &wanted).await.map_err(unavailable)?;
         let found = rows.iter().map(data_key).collect::<Result<Vec<_>, _>>()?;
         let keyed = found.into_iter().filter_map(|row| Some((row.lookup?, row)));
         Ok(in_order(lookups, keyed))

@@ -13,7 +13,7 @@ use sqlx::{Connection, Executor, PgConnection, PgPool, SqlStr};
 use tracing::warn;
 
 use crate::append::APPEND;
-use crate::readers::Readers;
+use crate::readers::{Readers, Standing};
 
 /// The schema this program was written for. A newer one that still serves it will do: see migrations/README.md.
 const SCHEMA: i32 = 3;
@@ -27,7 +27,7 @@ const IDLE_TRUSTED: Duration = Duration::from_millis(250);
 pub struct PostgresConfig {
     /// `postgres://user:password@host/database`, as a role granted `counterfoil_writer`.
     pub url: String,
-    /// Connections that read at most; one more appends.
+    /// Connections that read at most; one more appends, and one looks data keys up.
     pub connections: u32,
     /// How long the server may work on one statement. Less than the append timeout, so that what is still running when we stop
     /// waiting has an end.
@@ -85,6 +85,8 @@ pub enum OpenError {
 /// A log in PostgreSQL.
 pub struct PostgresLog {
     pub(crate) readers: Readers,
+    /// Looks data keys up.
+    pub(crate) lookups: Standing,
     /// The appending connection, between appends. Whoever appends takes it out, and puts it back only when the server has
     /// answered: one that is dropped on the way (an append that was cancelled) is closed, and never gets the next caller an
     /// answer that was another's.
@@ -126,6 +128,10 @@ impl PostgresLog {
             ("tcp_keepalives_idle", "10"),
             ("tcp_keepalives_interval", "5"),
             ("tcp_keepalives_count", "3"),
+            // Whatever is asked here has an index. A plan that was made while a table was small would go through all of it, and is kept for as long as
+            // a minute after that has ceased to be a good idea.
+            ("enable_seqscan", "off"),
+            ("jit", "off"),
         ]);
         let readers = PgPoolOptions::new()
             .max_connections(config.connections.max(1))
@@ -148,19 +154,17 @@ impl PostgresLog {
             .await
             .map(AtomicI64::new)?;
         // A little longer than the server works on a statement: most often it says itself why it gave up.
-        let readers = Readers::new(readers, config.statement_timeout.mul_f64(1.1));
+        let within = config.statement_timeout.mul_f64(1.1);
+        // Whoever asks the same small questions all the time has them planned once. (The function that appends does not say so itself: that would be
+        // set and reset each time.)
+        let planned = options.options([("plan_cache_mode", "force_generic_plan")]);
         Ok(Self {
-            readers,
+            readers: Readers::new(readers, within),
+            lookups: Standing::new(planned.clone(), within),
             writer: Mutex::new(None),
             fence,
             answer_timeout: config.statement_timeout * 2,
-            // One statement, prepared once, that calls one function: what its own small statements are to be planned like is said here rather than
-            // by the function, which would set and reset it each time.
-            writer_options: options.options([
-                ("plan_cache_mode", "force_generic_plan"),
-                ("enable_seqscan", "off"),
-                ("jit", "off"),
-            ]),
+            writer_options: planned,
             connect_timeout: config.statement_timeout,
             require_standby: config.require_standby,
             lacks_standby: AtomicBool::new(false),

@@ -6,8 +6,11 @@ use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Describe, Either, Error, Execute, Executor, PgPool, Postgres, SqlStr};
+use sqlx::postgres::{PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Connection, Describe, Either, Error, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr};
+use tokio::sync::Mutex;
+
+use crate::turn::broke;
 
 /// A pool whose statements are given up when the server does not answer: one that was cut off, or stands still, sends nothing at all,
 /// and its own timeout ends nothing here.
@@ -29,6 +32,43 @@ impl Readers {
 
     async fn lend(&self) -> Result<Lent, Error> {
         Ok(Lent { connection: self.pool.acquire().await?, answered: false })
+    }
+}
+
+/// One connection, for a question that is asked all the time: a pool hands out each of its connections in turn, and a server process that has not
+/// worked for a while takes several times as long for the same.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    options: PgConnectOptions,
+    within: Duration,
+    /// Taken out by whoever asks, and put back when he was answered.
+    connection: Mutex<Option<PgConnection>>,
+}
+
+impl Standing {
+    pub(crate) fn new(options: PgConnectOptions, within: Duration) -> Self {
+        Self { options, within, connection: Mutex::new(None) }
+    }
+
+    /// All rows of a question that has one list of bytes. What broke since it was last used is replaced once.
+    pub(crate) async fn fetch_all(&self, question: &'static str, list: &[&[u8]]) -> Result<Vec<PgRow>, Error> {
+        let asking = async {
+            let mut place = self.connection.lock().await;
+            if let Some(mut connection) = place.take() {
+                match sqlx::query(question).bind(list).fetch_all(&mut connection).await {
+                    Err(failure) if broke(&failure) => {}
+                    answer => {
+                        *place = Some(connection);
+                        return answer;
+                    }
+                }
+            }
+            let mut connection = PgConnection::connect_with(&self.options).await?;
+            let answer = sqlx::query(question).bind(list).fetch_all(&mut connection).await?;
+            *place = Some(connection);
+            Ok(answer)
+        };
+        tokio::time::timeout(self.within, asking).await.map_err(|_| Error::PoolTimedOut)?
     }
 }
 

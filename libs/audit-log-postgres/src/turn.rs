@@ -92,7 +92,7 @@ impl Turn for PostgresTurn<'_> {
 }
 
 /// Whether the connection had come to its end, rather than that the server refused.
-fn broke(failure: &sqlx::Error) -> bool {
+pub(crate) fn broke(failure: &sqlx::Error) -> bool {
     matches!(failure, sqlx::Error::Io(_)) || severity(failure).is_some_and(ends_session)
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use audit_log::conformance::{Draft, check_log, commit, next_batch, session};
-use audit_log::{AppendError, Appended, LogReader, LogWriter};
+use audit_log::conformance::{Draft, check_log, commit, digest, key, key_row, next_batch, session};
+use audit_log::{AppendError, Appended, DataKeyRow, LogIndex, LogReader, LogWriter};
 use audit_log_postgres::{PostgresConfig, PostgresLog};
 use session_model::{Leaf, TreeSize};
 use sqlx::AssertSqlSafe;
@@ -237,4 +237,22 @@ async fn idle_connections_that_broke_are_replaced() {
         assert_eq!(log.append(&batch).await.unwrap(), Appended::Committed);
     }
     assert_eq!(check_log(&log).await.len(), 6);
+}
+
+/// The connection that looks data keys up is one, and stands for long: that it broke meanwhile is nobody's business.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_up_outlives_its_connection() {
+    let database = Database::new().await;
+    let log = database.open().await;
+    let row = DataKeyRow { lookup: Some(digest(1)), ..key_row(1) };
+    commit(&log, vec![Draft::new(1).sealed(key(1), [1]).new_key(row.clone())]).await;
+    for _ in 0..3 {
+        let found = log.data_keys_by_lookup(&[digest(2), digest(1)]).await.unwrap();
+        assert_eq!(found, [None, Some(row.clone())]);
+        let killed = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}_writer'",
+            database.name
+        );
+        database.run(&killed).await;
+    }
 }
