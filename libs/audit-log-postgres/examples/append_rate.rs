@@ -1,6 +1,6 @@
 //! How fast the log takes batches, and where the time goes: `TEST_DATABASE_URL=… cargo run --example append_rate`.
 //!
-//! Only `append` is timed. `server` is what `counterfoil.append` took of it, by PostgreSQL's own count; `floor` is a commit
+//! Only `append` is timed. `server` is what `counterfoil.append_batch` took of it, by PostgreSQL's own count; `floor` is a commit
 //! of one small row, which is what the disk asks for whatever the log does. The rest is the connection and this process.
 
 #![allow(
@@ -151,9 +151,9 @@ async fn floor(superuser: &mut PgConnection) -> f64 {
     started.elapsed().as_secs_f64() * 1e3 / 200.0
 }
 
-/// Calls of `counterfoil.append` so far, and the milliseconds they took.
+/// Calls of `counterfoil.append_batch` so far, and the milliseconds they took.
 async fn function(superuser: &mut PgConnection) -> (i64, f64) {
-    let counted = "SELECT calls, total_time FROM pg_stat_user_functions WHERE funcname = 'append'";
+    let counted = "SELECT calls, total_time FROM pg_stat_user_functions WHERE funcname = 'append_batch'";
     sqlx::query_as(counted).fetch_optional(superuser).await.unwrap().unwrap_or((0, 0.0))
 }
 
