@@ -137,7 +137,7 @@ pub(crate) struct Log {
     pub append_timeout_ms: u64,
     /// Milliseconds a change may take in all. Default 5,000.
     pub deadline_ms: u64,
-    /// Connections to PostgreSQL. Default 8.
+    /// Connections to PostgreSQL that read; two more append and look data keys up. Default 8.
     pub connections: u32,
     /// Append only to a PostgreSQL whose commits wait for a synchronous standby, so that no checkpoint is seen before a second machine has
     /// it. Looked at when the log is opened, and now and then. Default false.
