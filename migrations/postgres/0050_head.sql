@@ -2,7 +2,7 @@
 SET LOCAL ROLE counterfoil_owner;
 
 -- Some of this needs a table to itself for a moment, and whoever asks after us waits with us: rather not at all than behind a backup of an hour.
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '1s';
 
 -- Where the log ends is what stands in its last batch. It was a row that each append changed: as long as somebody reads (a backup, say) no version of a row can
 -- go that he may still see, and to find the newest of some hundred thousand took longer than the append. NULL: the batch is from before.

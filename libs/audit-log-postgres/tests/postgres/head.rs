@@ -1,5 +1,7 @@
 //! Where the log ends: in its last batch, whoever wrote it, and at no greater cost while somebody reads for long.
 
+use std::time::Duration;
+
 use audit_log::conformance::{
     Draft, check_log, check_signatures, commit, key, key_row, next_batch, refuse, sequencer, session,
 };
@@ -7,6 +9,7 @@ use audit_log::{Appended, Batch, LogReader, LogWriter, Refusal, encode_leaves};
 use audit_log_postgres::migrate;
 use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::time::Instant;
 
 use crate::support::Database;
 
@@ -37,6 +40,16 @@ async fn append_as_before(connection: &mut PgConnection, batch: &Batch) -> Strin
         .unwrap()
 }
 
+/// A database as it was before.
+async fn before() -> (Database, PgConnection) {
+    let database = Database::empty().await;
+    let migrator: Migrator = sqlx::migrate!("../../migrations/postgres");
+    let steps = migrator.iter().filter(|step| step.version <= BEFORE).cloned().collect();
+    let mut connection = database.connect(&database.superuser()).await;
+    Migrator::with_migrations(steps).run(&mut connection).await.unwrap();
+    (database, connection)
+}
+
 fn versions(from: u128, count: u128) -> Vec<Draft> {
     (from..from + count).map(|number| Draft::new(number).version(session(number), 1)).collect()
 }
@@ -45,11 +58,7 @@ fn versions(from: u128, count: u128) -> Vec<Draft> {
 #[tokio::test]
 async fn a_log_from_before_goes_on() {
     // To know what an older program would have written, without one: a log of today's says which batches follow on one another.
-    let (database, model) = (Database::empty().await, Database::new().await);
-    let mut migrator: Migrator = sqlx::migrate!("../../migrations/postgres");
-    migrator = Migrator::with_migrations(migrator.iter().filter(|step| step.version <= BEFORE).cloned().collect());
-    let mut connection = database.connect(&database.superuser()).await;
-    migrator.run(&mut connection).await.unwrap();
+    let ((database, mut connection), model) = (before().await, Database::new().await);
     let like = model.open().await;
     for round in 0..3 {
         let batch = commit(&like, versions(round * 10, 4)).await;
@@ -67,6 +76,24 @@ async fn a_log_from_before_goes_on() {
     turn.end().await;
     assert_eq!(check_log(&log).await.len(), 15);
     check_signatures(&log).await;
+}
+
+/// Whoever appends after a migration that waits for a reader would wait with it: it gives up instead, and leaves everything as it was.
+#[tokio::test]
+async fn a_migration_does_not_wait_for_a_long_reader() {
+    let (database, mut connection) = before().await;
+    let mut backup = database.connect(&database.superuser()).await;
+    sqlx::raw_sql("BEGIN; SELECT FROM counterfoil.leaf_hashes").execute(&mut backup).await.unwrap();
+    let began = Instant::now();
+    let failure = migrate(&database.superuser()).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(format!("{failure:?}").contains("lock timeout"), "{failure:?}");
+    let schema = "SELECT schema_version FROM counterfoil.settings";
+    assert_eq!(sqlx::query_scalar::<_, i32>(schema).fetch_one(&mut connection).await.unwrap(), 2);
+
+    sqlx::raw_sql("COMMIT").execute(&mut backup).await.unwrap();
+    migrate(&database.superuser()).await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i32>(schema).fetch_one(&mut connection).await.unwrap(), 3);
 }
 
 /// While an upgrade rolls, programs of both releases append: each finds the end where the other left it.
