@@ -212,20 +212,10 @@ impl DataKeys {
     }
 }
 
-/// Look-ups of one query at most.
-const LOOKUPS: usize = 512;
-
 /// Answers look-ups, all that wait in one query.
 async fn load(log: Arc<dyn LogStore>, mut lookups: mpsc::Receiver<Lookup>) {
     let mut waiting: Vec<Lookup> = Vec::new();
-    while lookups.recv_many(&mut waiting, LOOKUPS).await > 0 {
-        // Those who were answered by one commit come back together: whoever is ready to ask asks along.
-        tokio::task::yield_now().await;
-        while waiting.len() < LOOKUPS
-            && let Ok(lookup) = lookups.try_recv()
-        {
-            waiting.push(lookup);
-        }
+    while lookups.recv_many(&mut waiting, 512).await > 0 {
         let wanted: Vec<Digest> = waiting.iter().map(|(lookup, _)| *lookup).collect();
         match log.data_keys_by_lookup(&wanted).await {
             Ok(rows) => {
